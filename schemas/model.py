@@ -1,0 +1,179 @@
+"""A model's life in public: published, refused, adopted by a service, rolled back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+from .contract import Announcement, announces
+from .raw import TimeMs
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    """Bytes of the weights. The digest is their name in the store."""
+
+    uri: Annotated[str, Meta(description="http(s) address below one of the client's allowed stores")]
+    size_bytes: Annotated[int, Meta(ge=1)]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    format: Annotated[str, Meta(description="`safetensors`")] = "safetensors"
+
+
+class Field(Struct, frozen=True, kw_only=True):
+    """One column of a model's input or output."""
+
+    name: str
+    type: Annotated[str, Meta(description="`string`, `float` or `int`")]
+
+
+class Scores(Struct, frozen=True, kw_only=True):
+    """A model on the evaluation window."""
+
+    rows: int
+    auc: float | None
+    log_loss: float | None
+    accuracy: float | None
+    slices: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+
+class OffsetRange(Struct, frozen=True, kw_only=True):
+    """Half-open range of a partition's offsets whose rows the training saw."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+
+
+class Lineage(Struct, frozen=True, kw_only=True):
+    """Where a model comes from."""
+
+    pipeline: str
+    job_id: str
+    decision_id: str | None
+    dataset_uri: str
+    dataset_version: int
+    window_ids: list[str]
+    offsets: list[OffsetRange]
+    code: str
+    code_sha256: str
+    configuration_sha256: str
+    params: dict[str, Any]
+    seed: int
+    parent_sha256: str | None
+    rows: int
+    libraries: dict[str, str]
+    device: str
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """All that a service needs to take the model up, and all that it may want to know of it.
+
+    `architecture` and `config` name a network of the client library; no code travels with a model.
+    `example` is one input row: the client warms up on it before it swaps.
+    """
+
+    name: str
+    version: Annotated[int, Meta(ge=1, description="grows by one with each published model of this name")]
+    artifact: Artifact
+    architecture: str
+    config: dict[str, Any]
+    inputs: list[Field]
+    outputs: list[Field]
+    example: dict[str, Any]
+    champion: Scores | None
+    challenger: Scores | None
+    lineage: Lineage
+    published_ms: TimeMs
+
+
+class ModelEvent(Announcement, frozen=True, kw_only=True):
+    """Base of a model's life. `name` is the record key: on the compacted topic the newest stays."""
+
+    name: str
+
+    def key(self) -> str:
+        return self.name
+
+
+@announces("model.published")
+class ModelPublished(ModelEvent, frozen=True, kw_only=True):
+    """A challenger won. The same event goes to the history and to the compacted `current` topic."""
+
+    manifest: Manifest
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.manifest.version}/published/{self.manifest.artifact.sha256}"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.manifest.version}"
+
+
+@announces("model.refused")
+class ModelRefused(ModelEvent, frozen=True, kw_only=True):
+    """A challenger lost, or could not be judged. The champion stays."""
+
+    job_id: str
+    reason: str
+    champion: Scores | None
+    challenger: Scores | None
+    refused_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.job_id}/refused"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.job_id}"
+
+
+@announces("model.adopted")
+class ModelAdopted(ModelEvent, frozen=True, kw_only=True):
+    """A service now answers with this version."""
+
+    service: str
+    version: int
+    sha256: str
+    previous_version: int | None
+    adopted_ms: TimeMs
+    load_ms: float
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.version}/{self.sha256}/adopted/{self.service}/{self.adopted_ms}"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+@announces("model.adoption-refused")
+class AdoptionRefused(ModelEvent, frozen=True, kw_only=True):
+    """A service could not or would not take this version up, and goes on with the one it has."""
+
+    service: str
+    version: int
+    sha256: str
+    kept_version: int | None
+    reason: str
+    refused_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.version}/{self.sha256}/adoption-refused/{self.service}/{self.refused_ms}"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+@announces("model.rolled-back")
+class RolledBack(ModelEvent, frozen=True, kw_only=True):
+    """Someone made an older artifact current again. `manifest.version` is new: versions never go back."""
+
+    from_version: int
+    to_artifact_of_version: int
+    reason: str
+    manifest: Manifest
+    rolled_back_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.manifest.version}/rolled-back"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.manifest.version}"

@@ -1,0 +1,280 @@
+"""One record a topic: what it is for, who writes and reads it, its key, its settings, its contract.
+
+`infra.kafka.topics` creates the topics from these records; `schemas/json/` holds the JSON Schemas
+written from them (`python -m schemas.json_schema`), and a test keeps both in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from . import dead_letter, decision, job, model, prediction, raw, window
+from .contract import Announcement
+
+DAY_MS = 86_400_000
+
+WATERMARK_HEADER = "tidemill-watermark"
+CONTENT_TYPE_HEADER = "content-type"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One version of a topic's schema; `contracts` are the structs a value may be."""
+
+    number: int
+    contracts: tuple[type[msgspec.Struct], ...]
+    compatibility: Literal["backward", "full"] = "backward"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """Declaration of a topic. `settings` are Kafka's own topic settings."""
+
+    name: str
+    purpose: str
+    producer: str
+    consumers: tuple[str, ...]
+    key: str
+    versions: tuple[Version, ...]
+    partitions: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
+    unknown_fields: Literal["refuse", "keep", "ignore"] = "ignore"
+    examples: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def contracts(self) -> tuple[type[msgspec.Struct], ...]:
+        """The newest version's structs."""
+        return self.versions[-1].contracts
+
+
+def _raw(
+    name: str, purpose: str, contract: type[msgspec.Struct], *, key: str, partitions: int, example: dict[str, Any]
+) -> Topic:
+    return Topic(
+        name=name,
+        purpose=purpose,
+        producer="any producer (`tidemill push`, an HTTP client, the demo's player)",
+        consumers=("stream worker",),
+        key=key,
+        partitions=partitions,
+        versions=(Version(number=1, contracts=(contract,)),),
+        settings={"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS), "max.message.bytes": "8388608"},
+        unknown_fields="refuse",
+        examples=(example,),
+    )
+
+
+def _announced(
+    name: str,
+    purpose: str,
+    *contracts: type[Announcement],
+    producer: str,
+    consumers: tuple[str, ...],
+    key: str,
+    retention_days: int = 365,
+    settings: Mapping[str, str] | None = None,
+    max_bytes: int = 2_097_152,
+) -> Topic:
+    base = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(retention_days * DAY_MS),
+        "max.message.bytes": str(max_bytes),
+    }
+    return Topic(
+        name=name,
+        purpose=purpose,
+        producer=producer,
+        consumers=consumers,
+        key=key,
+        versions=(Version(number=1, contracts=contracts),),
+        settings={**base, **(settings or {})},
+    )
+
+
+FLIGHTS_SCHEDULED = _raw(
+    "flights.scheduled",
+    "A flight as known before it departs: what a prediction is asked for.",
+    raw.Flight,
+    key="flight_id",
+    partitions=4,
+    example={
+        "flight_id": "2013-01-01-UA-1545-EWR-0515",
+        "scheduled": 1357035300000,
+        "carrier": "UA",
+        "flight": 1545,
+        "tailnum": "N14228",
+        "origin": "EWR",
+        "dest": "IAH",
+        "distance": 1400.0,
+        "scheduled_arrival_hhmm": 819,
+    },
+)
+FLIGHTS_DEPARTED = _raw(
+    "flights.departed",
+    "A flight left its gate: known delays of departure.",
+    raw.Departure,
+    key="flight_id",
+    partitions=4,
+    example={
+        "flight_id": "2013-01-01-UA-1545-EWR-0515",
+        "departed": 1357035420000,
+        "scheduled": 1357035300000,
+        "carrier": "UA",
+        "tailnum": "N14228",
+        "origin": "EWR",
+        "dest": "IAH",
+        "dep_delay": 2.0,
+    },
+)
+FLIGHTS_ARRIVED = _raw(
+    "flights.arrived",
+    "A flight reached its gate: the label, hours after the prediction.",
+    raw.Arrival,
+    key="flight_id",
+    partitions=4,
+    example={
+        "flight_id": "2013-01-01-UA-1545-EWR-0515",
+        "arrived": 1357050540000,
+        "scheduled": 1357035300000,
+        "carrier": "UA",
+        "tailnum": "N14228",
+        "origin": "EWR",
+        "dest": "IAH",
+        "arr_delay": 11.0,
+        "air_time": 227.0,
+    },
+)
+WEATHER_HOURLY = _raw(
+    "weather.hourly",
+    "Hourly weather at the airports of origin.",
+    raw.Weather,
+    key="origin",
+    partitions=1,
+    example={
+        "origin": "EWR",
+        "observed": 1357020000000,
+        "temp": 39.02,
+        "dewp": 26.06,
+        "humid": 59.37,
+        "wind_dir": 270.0,
+        "wind_speed": 10.35702,
+        "wind_gust": None,
+        "precip": 0.0,
+        "pressure": 1012.0,
+        "visib": 10.0,
+    },
+)
+
+DEAD_LETTERS = _announced(
+    "tidemill.dead-letters",
+    "Records that were refused, with their bytes, origin and reason.",
+    dead_letter.DeadLetter,
+    producer="stream worker",
+    consumers=("engineers", "tidemill redrive"),
+    key="origin topic/partition",
+    retention_days=30,
+    max_bytes=16_777_216,
+)
+FEATURES = Topic(
+    name="tidemill.features",
+    purpose="Feature rows that are ready to be predicted on, one Arrow IPC stream a record.",
+    producer="stream worker",
+    consumers=("services",),
+    key="pipeline",
+    # The columns are the pipeline's own: its FeatureSpec is the contract (see schemas.features).
+    versions=(Version(number=1, contracts=()),),
+    settings={"cleanup.policy": "delete", "retention.ms": str(7 * DAY_MS), "max.message.bytes": "16777216"},
+)
+WINDOWS = _announced(
+    "tidemill.windows",
+    "Windows that closed, and amendments by late rows.",
+    window.WindowClosed,
+    window.WindowAmended,
+    producer="stream worker",
+    consumers=("engineers", "trigger"),
+    key="pipeline",
+)
+DECISIONS = _announced(
+    "tidemill.decisions",
+    "Every evaluation of a trigger, yes and no.",
+    decision.Decision,
+    producer="stream worker",
+    consumers=("engineers",),
+    key="pipeline",
+)
+JOBS = _announced(
+    "tidemill.jobs",
+    "Training jobs: requested, and their life.",
+    job.JobRequested,
+    job.JobStarted,
+    job.JobProgress,
+    job.JobSucceeded,
+    job.JobFailed,
+    job.JobSkipped,
+    producer="stream worker (requested), trainer (life)",
+    consumers=("trainer", "engineers"),
+    key="job id",
+)
+MODELS = _announced(
+    "tidemill.models",
+    "History of all models: published, refused, adopted, adoption refused, rolled back.",
+    model.ModelPublished,
+    model.ModelRefused,
+    model.ModelAdopted,
+    model.AdoptionRefused,
+    model.RolledBack,
+    producer="trainer (published, refused, rolled back), services (adopted, adoption refused)",
+    consumers=("services", "engineers"),
+    key="model name",
+)
+MODELS_CURRENT = _announced(
+    "tidemill.models.current",
+    "The current model of each name, the newest event of a key.",
+    model.ModelPublished,
+    model.RolledBack,
+    producer="trainer",
+    consumers=("services",),
+    key="model name",
+    settings={"cleanup.policy": "compact", "retention.ms": "-1"},
+)
+PREDICTIONS = _announced(
+    "tidemill.predictions",
+    "What services answered, with which model.",
+    prediction.Predictions,
+    producer="services",
+    consumers=("engineers", "demo"),
+    key="service",
+    retention_days=30,
+    max_bytes=16_777_216,
+)
+
+TOPICS: tuple[Topic, ...] = (
+    FLIGHTS_SCHEDULED,
+    FLIGHTS_DEPARTED,
+    FLIGHTS_ARRIVED,
+    WEATHER_HOURLY,
+    DEAD_LETTERS,
+    FEATURES,
+    WINDOWS,
+    DECISIONS,
+    JOBS,
+    MODELS,
+    MODELS_CURRENT,
+    PREDICTIONS,
+)
+
+
+def topic(name: str) -> Topic:
+    """The declared topic of that name.
+
+    Raises:
+        KeyError: it is not declared.
+    """
+    for declared in TOPICS:
+        if declared.name == name:
+            return declared
+    raise KeyError(f"topic {name!r} is not declared in schemas/topics.py")

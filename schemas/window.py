@@ -1,0 +1,76 @@
+"""A window closed, or was amended by rows that came after it had closed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+from .contract import Announcement, announces
+from .raw import TimeMs
+
+
+class Window(Struct, frozen=True, order=True):
+    """Half-open span of event time [start_ms, end_ms)."""
+
+    start_ms: TimeMs
+    end_ms: TimeMs
+
+    def __str__(self) -> str:
+        return f"{self.start_ms}-{self.end_ms}"
+
+
+class Moments(Struct, frozen=True):
+    """Mergeable count, mean and sum of squared deviations (Chan et al., 1983) with the extremes."""
+
+    count: int
+    mean: float
+    m2: float
+    min: float
+    max: float
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """What is known of a window's rows. The merge of its commits' summaries, whatever their order."""
+
+    rows: int = 0
+    rejected: Annotated[dict[str, int], Meta(description="dead letters by rule")] = field(default_factory=dict)
+    dropped: Annotated[dict[str, int], Meta(description="duplicates and such by rule")] = field(default_factory=dict)
+    tags: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, Moments] = field(default_factory=dict)
+
+
+class WindowStatement(Announcement, frozen=True, kw_only=True):
+    """What closed and amended have in common."""
+
+    pipeline: str
+    window: Window
+    summary: Summary
+    labelled: Annotated[int, Meta(description="rows of the window whose label had come by then")]
+    watermark_ms: TimeMs
+    dataset_uri: str
+    dataset_version: Annotated[int, Meta(description="the dataset version that this statement reads")]
+
+    def subject(self) -> str:
+        return f"{self.pipeline}/{self.window}"
+
+    def key(self) -> str:
+        return self.pipeline
+
+
+@announces("window.closed")
+class WindowClosed(WindowStatement, frozen=True, kw_only=True):
+    """The watermark passed the window's end plus its lateness. Said once for each window."""
+
+    def event_id(self) -> str:
+        return f"{self.pipeline}/{self.window}/closed"
+
+
+@announces("window.amended")
+class WindowAmended(WindowStatement, frozen=True, kw_only=True):
+    """Rows came for a window that had closed: they are in the dataset, tagged `late`."""
+
+    late_rows: Annotated[int, Meta(description="rows that this amendment adds")]
+
+    def event_id(self) -> str:
+        return f"{self.pipeline}/{self.window}/amended/{self.dataset_version}"
