@@ -1,0 +1,173 @@
+"""A pipeline's dataset, read at exactly the version that somebody names.
+
+A dataset is one Delta table: all sources' rows in one flat schema, each row with the meta columns below.
+Streams append to it (`streams.ledger`); trainers and engineers read it here. A version never changes.
+
+Meta columns: `_source` (topic), `_partition`, `_offset`, `_row` (identity of the row), `_time` (event
+time, epoch ms UTC), `_tags`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from schemas.errors import Rejected
+from schemas.model import OffsetRange
+
+META: dict[str, pl.DataType] = {
+    "_source": pl.String(),
+    "_partition": pl.Int32(),
+    "_offset": pl.Int64(),
+    "_row": pl.Int32(),
+    "_time": pl.Int64(),
+    "_tags": pl.List(pl.String()),
+}
+IDENTITY = ("_source", "_partition", "_offset", "_row")
+COMMIT_METADATA = "tidemill"
+
+
+class DatasetUnreadable(Rejected):
+    """There is no dataset at that address, or it lacks the version that was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommitRecord:
+    """One version's own account of itself: what `streams.ledger` wrote beside the rows."""
+
+    version: int
+    timestamp_ms: int
+    metadata: dict[str, Any]
+
+
+class Dataset:
+    """Read access to the dataset at `uri`. Holds no file open; safe to make anew for each use."""
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri)
+
+    def newest_version(self) -> int:
+        """Newest version that has been committed."""
+        return self._open(None).version()
+
+    def columns(self, version: int | None = None) -> list[str]:
+        """Names of all columns, meta columns included."""
+        return [field.name for field in self._open(version).schema().fields]
+
+    def rows(
+        self,
+        source: str,
+        *,
+        version: int,
+        start_ms: int,
+        end_ms: int,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
+        """Rows of one source with event time in [start_ms, end_ms) at that version.
+
+        Sorted by event time, then partition, offset and row: the same frame whoever reads it.
+
+        Raises:
+            DatasetUnreadable: no dataset, no such version, or no such column.
+        """
+        files = _files_between(self.uri, version, start_ms, end_ms)
+        schema = pl.Schema(pl.scan_delta(self._open(version)).collect_schema())
+        wanted = list(schema) if columns is None else list(dict.fromkeys([*columns, *META]))
+        if unknown := [name for name in wanted if name not in schema]:
+            raise DatasetUnreadable(
+                f"dataset {self.uri} version {version} has no column {unknown[0]!r}; "
+                f"it has {', '.join(schema)}"
+            )
+        if not files:
+            return pl.DataFrame(schema={name: schema[name] for name in wanted})
+        return (
+            pl.scan_parquet(files, schema=schema, missing_columns="insert", glob=False)
+            .filter(pl.col("_source") == source, pl.col("_time") >= start_ms, pl.col("_time") < end_ms)
+            .select(wanted)
+            .collect()
+            .sort("_time", "_partition", "_offset", "_row")
+        )
+
+    def offset_ranges(self, *, version: int, start_ms: int, end_ms: int) -> list[OffsetRange]:
+        """Offsets of the rows of all sources with event time in [start_ms, end_ms), by partition."""
+        files = _files_between(self.uri, version, start_ms, end_ms)
+        if not files:
+            return []
+        ranges = (
+            pl.scan_parquet(files, glob=False)
+            .select("_source", "_partition", "_offset", "_time")
+            .filter(pl.col("_time") >= start_ms, pl.col("_time") < end_ms)
+            .group_by("_source", "_partition")
+            .agg(start=pl.col("_offset").min(), end=pl.col("_offset").max() + 1)
+            .sort("_source", "_partition")
+            .collect()
+        )
+        return [
+            OffsetRange(topic=topic, partition=partition, start=start, end=end)
+            for topic, partition, start, end in ranges.iter_rows()
+        ]
+
+    def commits(self, *, after_version: int = -1, limit: int | None = None) -> list[CommitRecord]:
+        """What the commits after a version say of themselves, oldest first."""
+        table = self._open(None)
+        wanted = table.version() - after_version
+        if wanted <= 0:
+            return []
+        history = table.history(wanted if limit is None else min(limit, wanted))
+        records = [
+            CommitRecord(
+                version=entry["version"],
+                timestamp_ms=entry.get("timestamp", 0),
+                metadata=json.loads(entry[COMMIT_METADATA]) if COMMIT_METADATA in entry else {},
+            )
+            for entry in history
+            if entry["version"] > after_version
+        ]
+        return sorted(records, key=lambda record: record.version)
+
+    def _open(self, version: int | None) -> DeltaTable:
+        return open_table(self.uri, version)
+
+
+def open_table(uri: str, version: int | None = None) -> DeltaTable:
+    """The Delta table at `uri`, at that version.
+
+    Raises:
+        DatasetUnreadable: it is not there, or not at that version.
+    """
+    try:
+        return DeltaTable(uri, version=version)
+    except TableNotFoundError as error:
+        raise DatasetUnreadable(
+            f"there is no dataset at {uri}; has the pipeline's worker run yet?"
+        ) from error
+    except Exception as error:  # deltalake raises several kinds for a version that is not there
+        raise DatasetUnreadable(f"dataset {uri} has no readable version {version}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _file_spans(uri: str, version: int) -> pl.DataFrame:
+    """Absolute path and span of event time of each file of a version: versions never change."""
+    actions = pl.DataFrame(open_table(uri, version).get_add_actions(flatten=True))
+    if actions.height == 0:
+        return pl.DataFrame(schema={"path": pl.String, "first": pl.Int64, "last": pl.Int64})
+    root = str(uri).rstrip("/") + "/"
+    return actions.select(
+        path=pl.lit(root) + pl.col("path"), first=pl.col("min._time"), last=pl.col("max._time")
+    )
+
+
+def _files_between(uri: str, version: int, start_ms: int, end_ms: int) -> list[str]:
+    """Files that can hold rows of [start_ms, end_ms), by the log's own statistics."""
+    spans = _file_spans(uri, version)
+    # A file without statistics may hold anything.
+    hit = (pl.col("first").is_null()) | ((pl.col("first") < end_ms) & (pl.col("last") >= start_ms))
+    return spans.filter(hit).get_column("path").sort().to_list()
