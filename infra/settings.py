@@ -3,7 +3,7 @@
 Order of precedence: environment (`TIDEMILL_KAFKA__BOOTSTRAP_SERVERS=…`, sections joined by two underscores),
 then a TOML file (`--config`, or `TIDEMILL_CONFIG`, or `tidemill.toml` in the working directory), then the
 defaults in `settings_model.py`. Relative paths in the file, and the default home, start at the file's folder;
-relative paths in the environment start at the working directory. `tidemill config` prints what `describe` gives.
+relative paths in the environment start at the working directory. `describe` is what `tidemill config` prints.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Kafka(_Section):
                 raise ValueError("a SASL security_protocol needs kafka.sasl_username")
             if (self.sasl_password is None) == (self.sasl_password_file is None):
                 raise ValueError(
-                    "a SASL security_protocol needs one of kafka.sasl_password and kafka.sasl_password_file, not both"
+                    "a SASL security_protocol needs either kafka.sasl_password or kafka.sasl_password_file"
                 )
         if (self.ssl_certificate_file is None) != (self.ssl_key_file is None):
             raise ValueError("kafka.ssl_certificate_file and kafka.ssl_key_file go together")
@@ -163,7 +163,7 @@ class Doctor(_Section):
 
 
 class Settings(BaseSettings):
-    """All settings. `infra.settings.load()` reads file and environment; `Settings(...)` takes what it is given."""
+    """All settings. `infra.settings.load()` reads file and environment; `Settings(...)` does not."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
@@ -184,6 +184,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_others: object
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)

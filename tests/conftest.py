@@ -38,7 +38,7 @@ CreateTopic = Callable[..., Awaitable[str]]
 
 @pytest.fixture
 def create_topic(kafka: EmbeddedBroker, topic: Callable[[str], str]) -> CreateTopic:
-    """`await create_topic("flights", partitions=4, settings={...})` makes a topic and gives its unique name."""
+    """`await create_topic("flights", partitions=4, settings={...})` makes a topic, gives its unique name."""
 
     async def create(stem: str, *, partitions: int = 1, settings: Mapping[str, str] | None = None) -> str:
         name = topic(stem)

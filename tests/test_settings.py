@@ -1,4 +1,4 @@
-"""The environment wins over the file, the file over the defaults, and everybody sees where a value came from."""
+"""The environment wins over the file, the file over the defaults, and each value tells where it came from."""
 
 from __future__ import annotations
 

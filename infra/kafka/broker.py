@@ -155,8 +155,9 @@ class EmbeddedBroker:
             ) from None
         except OSError as error:
             raise InvalidConfiguration(
-                f"the broker's folder {error.filename or self.data_dir} cannot be written: {error.strerror or error}; "
-                "free space or correct its permissions, or name another folder by paths.home"
+                f"the broker's folder {error.filename or self.data_dir} cannot be written: "
+                f"{error.strerror or error}; free some space, correct its permissions, "
+                "or name another folder by paths.home"
             ) from error
         if self._console:
             waited_s = time.monotonic() - started_s
@@ -205,8 +206,9 @@ class EmbeddedBroker:
     def _refuse_second_broker(self) -> None:
         if other := running.running_on(self.data_dir):
             raise BrokerAlreadyRuns(
-                f"a broker (pid {other.pid}) already serves {self.data_dir} at {other.bootstrap_servers}; use it by "
-                f"setting kafka.bootstrap_servers to that, stop it first (`tidemill down`), or use another home folder"
+                f"a broker (pid {other.pid}) already serves {self.data_dir} at {other.bootstrap_servers}; "
+                "use it by setting kafka.bootstrap_servers to that, stop it (`tidemill down`), or name "
+                "another paths.home"
             )
         running.forget(self.data_dir)
 
@@ -255,7 +257,8 @@ class EmbeddedBroker:
             raise
 
     def _identified(self, port: int) -> RunningBroker:
-        assert self._guard and self._guard.stdout
+        assert self._guard
+        assert self._guard.stdout
         answer = self._guard.stdout.readline().strip()
         try:
             pid = int(answer)
@@ -281,7 +284,8 @@ class EmbeddedBroker:
                     return
             time.sleep(0.05)
         raise BrokerFailed(
-            f"the broker was not ready after {self._start_timeout_s:.0f} s; {self.log_file} says:\n{self.log_tail()}"
+            f"the broker was not ready after {self._start_timeout_s:.0f} s (raise "
+            f"broker.start_timeout_s on a slow machine); {self.log_file} says:\n{self.log_tail()}"
         )
 
     def _forget(self) -> None:
@@ -301,7 +305,7 @@ def _hint(tail: str) -> str:
     if "No space left on device" in tail:
         return " because its disk is full (free some space, or name another folder by paths.home)"
     if "OutOfMemoryError" in tail or "Could not reserve enough space" in tail:
-        return " because its heap is too small (raise kafka.heap_mib, or free memory)"
+        return " because its heap is too small (raise broker.heap_mib, or free memory)"
     if "Failed to acquire lock on file .lock" in tail:
         return " because another broker holds its data (stop that one, or name another folder by paths.home)"
     return ""
@@ -310,7 +314,7 @@ def _hint(tail: str) -> str:
 def _port_in_use(port: int) -> PortInUse:
     holder = running.holder_of(port) or "another process"
     return PortInUse(
-        f"port {port} is in use by {holder}; stop that, or set kafka.port to a free one (0 finds one)"
+        f"port {port} is in use by {holder}; stop that, or set broker.port to a free one (0 finds one)"
     )
 
 

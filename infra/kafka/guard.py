@@ -1,7 +1,7 @@
 """Keeps a broker no longer than the process that started it: run as a script of its own, stdlib only.
 
-The parent holds the other end of this process's stdin. When that closes, or the parent's pid is no longer ours,
-the parent is gone, however it died: the broker gets SIGTERM and, if it stays, SIGKILL. On Linux the broker is
+The parent holds the other end of this process's stdin. When that closes, or our parent is another one, the
+parent is gone, however it died: the broker gets SIGTERM and, if it stays, SIGKILL. On Linux the broker is
 killed, too, when this process itself is. (Asking the kernel to end the broker with the parent directly would
 bind it to the *thread* that started it.)
 

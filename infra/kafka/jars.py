@@ -57,7 +57,7 @@ class Jar:
 
 
 def read_lock(path: Path = LOCK_FILE) -> tuple[str, tuple[Jar, ...]]:
-    """(Kafka's version, its jars) as the lock file names them. Raises InvalidConfiguration if it is no lock."""
+    """(Kafka's version, its jars) as the lock names them. Raises InvalidConfiguration if it is no lock."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         return document["kafka_version"], tuple(Jar(**entry) for entry in document["jars"])
@@ -114,8 +114,8 @@ def provide_jars(
         if isinstance(error, requests.RequestException):
             raise
         raise InvalidConfiguration(
-            f"the jar cache {cache_dir} cannot be written ({error}); free space there, correct its permissions, "
-            "or name another folder by the setting cache_dir"
+            f"the jar cache {cache_dir} cannot be written ({error}); free space there, correct its "
+            "permissions, or name another folder by the setting cache_dir"
         ) from error
     return [folder / jar.file_name for jar in jars]
 
@@ -142,7 +142,7 @@ def _one_at_a_time(folder: Path, console: Console | None) -> Iterator[None]:
             lock.acquire(timeout=LOCK_TIMEOUT_S)
         except Timeout:
             raise JarUnavailable(
-                f"another process has held {lock.lock_file} for {LOCK_TIMEOUT_S:.0f} s; end it and start again"
+                f"another process has held {lock.lock_file} for {LOCK_TIMEOUT_S:.0f} s; end that first"
             ) from None
     try:
         yield
@@ -199,12 +199,13 @@ class _Fetching:
                 break
         if mismatches:
             raise JarUnavailable(
-                f"{jar.coordinate} was fetched {mismatches} times and {problem}: something between here and the "
-                "Maven repository alters it. Nothing was started; try another network or set kafka.maven_repository"
+                f"{jar.coordinate} was fetched {mismatches} times and {problem}: something between here and "
+                "the Maven repository alters it. Nothing was started; try another network, or name another "
+                "repository by broker.maven_repository"
             )
         raise JarUnavailable(
-            f"{jar.coordinate} could not be fetched after {FETCH_ATTEMPTS} tries ({problem}); check the network and "
-            "proxy settings, or set kafka.maven_repository to a Maven repository that this machine reaches"
+            f"{jar.coordinate} could not be fetched in {FETCH_ATTEMPTS} tries ({problem}); check network and "
+            "proxy, or name a Maven repository that this machine reaches by broker.maven_repository"
         ) from problem
 
     def _download(self, jar: Jar, count: Callable[[int], None]) -> Path:

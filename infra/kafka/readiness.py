@@ -1,11 +1,11 @@
-"""Is the broker ready? Asked by Kafka's own protocol, since a port that answers is not yet a broker that serves."""
+"""Is the broker ready? Asked by Kafka's own protocol: a port that answers is not yet a broker that serves."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 async def serving_cluster(
     bootstrap_servers: str, *, timeout_ms: int = 3_000, **connection: Any
 ) -> str | None:
-    """The id of the cluster that answers at `bootstrap_servers` with a live broker, or None if none does yet."""
+    """The id of the cluster that answers at `bootstrap_servers` with a live broker; None if none does yet."""
     client = AIOKafkaAdminClient(
         bootstrap_servers=bootstrap_servers,
         request_timeout_ms=timeout_ms,
@@ -37,7 +37,7 @@ async def serving_cluster(
 
 
 def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end in a thread and loop of its own, so that callers may be inside a loop already."""
+    """Run a coroutine in a thread and loop of its own, so that callers may be inside a loop already."""
     result: list[T] = []
     failure: list[BaseException] = []
 
@@ -56,7 +56,7 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """aiokafka logs each refused connection as an error; while a broker starts they are expected."""
     logger = logging.getLogger("aiokafka")
     level = logger.level

@@ -18,14 +18,14 @@ LOCK_FILE = Path(__file__).with_name(
 BROKER = "org.apache.kafka:kafka_2.13"
 LOG_API = "org.apache.logging.log4j:log4j-core"
 LOG_BINDING = "org.apache.logging.log4j:log4j-slf4j-impl"
-"""Kafka logs by slf4j and brings log4j, but not the piece between the two: without it the broker is silent."""
+"""Kafka logs by slf4j and brings log4j, but not the piece between them: without it the broker is silent."""
 
 
 def relock(version: str, path: Path = LOCK_FILE) -> int:
     """Resolve the broker of `version` afresh, write coordinates, sizes and SHA-256; the number of jars."""
     with tempfile.TemporaryDirectory() as scratch:
         context = MavenContext(repo_cache=Path(scratch), resolver=PythonResolver(), timeout=30)
-        # Alone: a second root's managed versions would win over Kafka's own (seen: kafka-clients 3.9, old lz4).
+        # Alone: a second root's managed versions win over Kafka's own (seen: kafka-clients 3.9, old lz4).
         roots, others = context.resolver.resolve([context.create_dependency(f"{BROKER}:{version}")])
         resolved = [*roots, *others]
         log_version = next(d.version for d in resolved if f"{d.groupId}:{d.artifactId}" == LOG_API)
@@ -33,7 +33,7 @@ def relock(version: str, path: Path = LOCK_FILE) -> int:
         with ThreadPoolExecutor(8) as pool:
             files = list(pool.map(lambda dependency: dependency.artifact.resolve(), resolved))
         lines = [
-            "# Written by `python -m infra.kafka.relock VERSION`; every start of the broker checks against it.",
+            "# Written by `python -m infra.kafka.relock VERSION`; each start of the broker checks it.",
             f'kafka_version = "{version}"',
         ]
         for coordinate, file in sorted(

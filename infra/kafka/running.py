@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,10 +56,8 @@ class RunningBroker:
 
     @staticmethod
     def _wait(process: psutil.Process, timeout_s: float) -> None:
-        try:
+        with contextlib.suppress(psutil.TimeoutExpired, psutil.NoSuchProcess):
             process.wait(timeout_s)
-        except (psutil.TimeoutExpired, psutil.NoSuchProcess):
-            pass
 
 
 def record(data_dir: Path, broker: RunningBroker) -> None:
@@ -87,7 +86,8 @@ def holder_of(port: int) -> str | None:
     except (psutil.AccessDenied, OSError):
         return None
     for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        address: tuple[str, int] | tuple[()] = connection.laddr
+        if connection.status == psutil.CONN_LISTEN and address[1:] == (port,) and connection.pid:
             try:
                 process = psutil.Process(connection.pid)
                 name = "an embedded Kafka broker" if MAIN_CLASS in process.cmdline() else process.name()

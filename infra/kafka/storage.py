@@ -1,4 +1,4 @@
-"""A broker's data folder: its layout, the broker's own configuration, formatting it, and recognising stale data.
+"""A broker's data folder: its layout, the broker's own configuration, formatting, and recognising stale data.
 
 DATA_DIR/kafka.properties   the broker's configuration, written at each start
 DATA_DIR/broker.json        the process that serves the data, while one does
@@ -50,7 +50,7 @@ DEFAULTS: Mapping[str, str] = {
     "num.io.threads": "4",
     "background.threads": "2",
     "num.recovery.threads.per.data.dir": "1",
-    # After a kill the controller refuses the broker's new incarnation until the old one's session has run out.
+    # After a kill the controller refuses the broker's new incarnation until the old session has run out.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
 }
@@ -76,7 +76,7 @@ def log_directory(data_dir: Path) -> Path:
 
 
 def new_cluster_id() -> str:
-    """16 random bytes as Kafka spells them; never starting with a dash, which its tools take for an option."""
+    """16 random bytes as Kafka spells them; never with a dash first, which its tools take for an option."""
     while (spelled := base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()).startswith("-"):
         pass
     return spelled
@@ -85,7 +85,7 @@ def new_cluster_id() -> str:
 def properties(
     log_dirs: Path, *, port: int, controller_port: int, advertised: str | None, settings: Mapping[str, str]
 ) -> str:
-    """The text of kafka.properties: one node that is broker and controller, on the loopback interface only."""
+    """The text of kafka.properties: one node, broker and controller, on the loopback interface only."""
     lines = {
         "process.roles": "broker,controller",
         "node.id": str(NODE_ID),
@@ -117,12 +117,12 @@ def examine(data_dir: Path, *, cluster_id: str | None) -> Origin | None:
         origin = Origin(**json.loads((data_dir / "origin.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise StaleData(
-            f"{data_dir} holds data that Tidemill's broker did not write, or only a part of it ({error}); {way_out}"
+            f"{data_dir} holds data that is not Tidemill's, or only a part ({error}); {way_out}"
         ) from error
     if meta.get("cluster.id") != origin.cluster_id or meta.get("node.id") != str(NODE_ID):
         raise StaleData(
-            f"{data_dir} holds data of cluster {meta.get('cluster.id')}, node {meta.get('node.id')}, but was set up as "
-            f"cluster {origin.cluster_id}, node {NODE_ID}: it was copied from elsewhere; {way_out}"
+            f"{data_dir} holds data of cluster {meta.get('cluster.id')}, node {meta.get('node.id')}, but was "
+            f"set up as cluster {origin.cluster_id}, node {NODE_ID}: it comes from elsewhere; {way_out}"
         )
     if cluster_id is not None and cluster_id != origin.cluster_id:
         raise StaleData(
@@ -130,8 +130,8 @@ def examine(data_dir: Path, *, cluster_id: str | None) -> Origin | None:
         )
     if _numbers(origin.kafka_version) > _numbers(KAFKA_VERSION):
         raise StaleData(
-            f"{data_dir} was written by Kafka {origin.kafka_version}, this is {KAFKA_VERSION}, and Kafka's data cannot "
-            f"go back to an older version; install the Tidemill that wrote it, or {way_out}"
+            f"{data_dir} was written by Kafka {origin.kafka_version}, this is {KAFKA_VERSION}, and Kafka's "
+            f"data cannot go back to an older version; install the Tidemill that wrote it, or {way_out}"
         )
     return origin
 

@@ -1,0 +1,104 @@
+"""Why a cluster cannot be reached: name, connection, TLS and credentials are told apart, step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+
+from schemas.errors import InvalidConfiguration, Retryable
+
+from .connection import Connection
+
+
+class ClusterUnreachable(Retryable):
+    """No broker answered; it may later."""
+
+
+class ClusterRefuses(InvalidConfiguration):
+    """A broker answered and will not have us: TLS or credentials are wrong."""
+
+
+async def reach(connection: Connection, *, timeout_s: float = 5.0) -> str:
+    """The first bootstrap server, as `host:port`, that answers Kafka's protocol and accepts us.
+
+    Raises ClusterUnreachable, or ClusterRefuses as soon as one refuses; the message names server and way out.
+    """
+    problems: list[str] = []
+    try:
+        hosts = collect_hosts(connection.bootstrap_servers, randomize=False)
+    except ValueError as error:
+        raise InvalidConfiguration(
+            f"kafka.bootstrap_servers {connection.bootstrap_servers!r} is not host:port,host:port"
+        ) from error
+    for host, port, _family in hosts:
+        try:
+            await _try(connection, host, port, timeout_s)
+        except ClusterUnreachable as problem:
+            problems.append(str(problem))
+        else:
+            return f"{host}:{port}"
+    raise ClusterUnreachable("; ".join(problems))
+
+
+async def _try(connection: Connection, host: str, port: int, timeout_s: float) -> None:
+    where = f"{host}:{port}"
+    arguments = connection.client_arguments()
+    del arguments["bootstrap_servers"]
+    arguments["request_timeout_ms"] = int(timeout_s * 1000)
+    try:
+        await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        answering = await create_conn(host, port, **arguments)
+        answering.close()
+    except socket.gaierror as error:
+        raise ClusterUnreachable(
+            f"{where}: no such host ({error.strerror}); correct kafka.bootstrap_servers, or check "
+            "the name service"
+        ) from error
+    except ssl.SSLCertVerificationError as error:
+        raise ClusterRefuses(
+            f"{where}: its certificate is not trusted ({error.verify_message}); name the authority that "
+            "signed it by kafka.ssl_ca_file"
+        ) from error
+    except ssl.SSLError as error:
+        raise ClusterRefuses(
+            f"{where}: no TLS there ({error.reason}); check that this is the TLS listener's port and that "
+            f"kafka.security_protocol {connection.security_protocol} is what it speaks"
+        ) from error
+    except UnsupportedSaslMechanismError as error:
+        raise ClusterRefuses(f"{where}: {error}; set kafka.sasl_mechanism to one of these") from error
+    except SaslAuthenticationFailed as error:
+        raise ClusterRefuses(
+            f"{where}: refuses user {connection.sasl_username!r} ({error}); check kafka.sasl_username, "
+            "kafka.sasl_password and kafka.sasl_mechanism"
+        ) from error
+    except IllegalSaslStateError as error:
+        raise ClusterRefuses(
+            f"{where}: does not expect SASL; set kafka.security_protocol to what that listener speaks"
+        ) from error
+    except TimeoutError as error:
+        raise ClusterUnreachable(
+            f"{where}: no answer within {timeout_s:g} s; a firewall drops packets, or the listener "
+            f"wants TLS and kafka.security_protocol is {connection.security_protocol}"
+        ) from error
+    except ConnectionRefusedError as error:
+        raise ClusterUnreachable(
+            f"{where}: nobody listens there; start the cluster, or correct kafka.bootstrap_servers"
+        ) from error
+    except (KafkaConnectionError, ConnectionError) as error:
+        raise ClusterUnreachable(
+            f"{where}: closed the connection during the first exchange; kafka.security_protocol "
+            f"{connection.security_protocol} is probably not what that listener speaks, or it wants a client "
+            "certificate (kafka.ssl_certificate_file)"
+        ) from error
+    except (KafkaError, OSError) as error:
+        raise ClusterUnreachable(f"{where}: {error}") from error
