@@ -1,0 +1,145 @@
+"""What a yes asks for: the experiment that a pipeline declares, over the windows of the moment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from schemas.features import FeatureSpec
+from schemas.job import DatasetRange, Experiment, Gate, JobRequested, Resources
+from schemas.window import WindowClosed
+from streams.declared import InvalidPipeline, Place, here
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last n windows before the ones that the models are judged on."""
+
+    windows: int
+    place: Place = field(default_factory=here, compare=False)
+
+
+def last(*, windows: int) -> Last:
+    """Train on the last n windows."""
+    if windows < 1:
+        raise InvalidPipeline(here(), f"last(windows={windows}): at least one window is needed")
+    return Last(windows)
+
+
+@dataclass(frozen=True)
+class Publish:
+    """The gate, and over how many of the newest windows it judges."""
+
+    gate: Gate
+    windows: int = 1
+
+
+def better_than_champion(
+    metric: Literal["auc", "log_loss", "accuracy"] = "auc",
+    *,
+    windows: int = 1,
+    tolerance: float = 0.0,
+    minimum_rows: int = 100,
+    slices: str | tuple[str, ...] = (),
+    slice_tolerance: float = 1.0,
+) -> Publish:
+    """Publish a challenger that is no worse than the champion on the newest, unseen windows."""
+    return Publish(
+        Gate(
+            metric=metric,
+            tolerance=tolerance,
+            minimum_rows=minimum_rows,
+            slices=(slices,) if isinstance(slices, str) else slices,
+            slice_tolerance=slice_tolerance,
+        ),
+        windows,
+    )
+
+
+def gpu(memory_bytes: int = 2 * 2**30, *, time_limit_s: float = 600.0) -> Resources:
+    """A share of a GPU; where there is none, the CPU."""
+    return Resources(device="auto", gpu_memory_bytes=memory_bytes, time_limit_s=time_limit_s)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Model code, data, parameters and resources: the experiment, all but the windows of the moment.
+
+    `code` is "package.module:function"; `model` is the name under which services follow the result
+    (the pipeline's own name when empty).
+    """
+
+    code: str
+    data: Last = field(default_factory=lambda: Last(30))
+    params: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    warm_start: bool = False
+    minimum_rows: int = 1
+    resources: Resources = field(default_factory=gpu)
+    model: str = ""
+    place: Place = field(default_factory=here, compare=False)
+
+    def __post_init__(self) -> None:
+        module, _, function = self.code.partition(":")
+        if not module or not function:
+            raise InvalidPipeline(
+                self.place, f"{self.code!r} names no model code; write 'package.module:train'"
+            )
+
+
+def job_for(
+    training: Training,
+    publish: Publish,
+    window: WindowClosed,
+    *,
+    spec: FeatureSpec,
+    window_ms: int,
+    decision_id: str,
+    configuration_sha256: str,
+    requested_ms: int,
+) -> JobRequested:
+    """The job that a yes on `window` asks for. The same window gives the same job."""
+    model = training.model or window.pipeline
+    end_ms = window.window.end_ms
+    judged_from_ms = end_ms - publish.windows * window_ms
+    dataset = {"uri": window.dataset_uri, "version": window.dataset_version}
+    experiment = Experiment(
+        pipeline=window.pipeline,
+        model=model,
+        code=training.code,
+        training=DatasetRange(
+            **dataset, start_ms=judged_from_ms - training.data.windows * window_ms, end_ms=judged_from_ms
+        ),
+        evaluation=DatasetRange(**dataset, start_ms=judged_from_ms, end_ms=end_ms),
+        spec=spec,
+        params=dict(training.params),
+        seed=training.seed,
+        warm_start=training.warm_start,
+        minimum_rows=training.minimum_rows,
+        resources=training.resources,
+        gate=publish.gate,
+        configuration_sha256=configuration_sha256,
+    )
+    return JobRequested(
+        job_id=job_id(model, end_ms),
+        experiment=experiment,
+        decision_id=decision_id,
+        requested_ms=requested_ms,
+    )
+
+
+def job_id(model: str, end_ms: int) -> str:
+    """Readable and the same for the same window: `flights-20130128T0500`."""
+    end = datetime.fromtimestamp(end_ms / 1000, UTC)
+    exact = "" if end.second == 0 and end.microsecond == 0 else end.strftime("%S") + f"{end_ms % 1000:03d}"
+    return f"{model}-{end:%Y%m%dT%H%M}{exact}"
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 over what determines a result."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

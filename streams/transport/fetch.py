@@ -1,0 +1,143 @@
+"""The fetch thread: drains aiokafka's fetcher in frames.
+
+Reaches into private members of aiokafka 0.14 and Faust 0.15.3, both pinned exactly; the kill, rebalance
+and seek tests run whenever a pin moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import aiokafka
+from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import ConsumerStoppedError
+from aiokafka.structs import TopicPartition
+from faust.transport.drivers.aiokafka import (
+    AIOKafkaConsumerThread,
+    credentials_to_aiokafka_auth,
+    server_list,
+)
+from faust.types import TP
+
+from streams.transport.frame import Frame, read_frame
+
+# Faust waits 1.5 s for a fetch to fill; a record should not wait for company.
+FETCH_MAX_WAIT_MS = 100
+
+
+class FrameFetchThread(AIOKafkaConsumerThread):
+    """Faust's consumer thread, handing out frames."""
+
+    def _create_worker_consumer(self, transport) -> aiokafka.AIOKafkaConsumer:
+        conf = self.app.conf
+        self._assignor = RoundRobinPartitionAssignor
+        return aiokafka.AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            group_instance_id=conf.consumer_group_instance_id,
+            bootstrap_servers=server_list(transport.url, transport.default_port),
+            partition_assignment_strategy=[self._assignor],
+            enable_auto_commit=False,
+            # Positions come from the ledger. Where a position has expired the fetcher goes to the
+            # earliest record, and the ledger notices the gap: never a silent reset.
+            auto_offset_reset="earliest",
+            max_poll_interval_ms=int((conf.broker_max_poll_interval or 0) * 1000),
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            check_crcs=conf.broker_check_crcs,
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            isolation_level="read_committed",
+            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
+            connections_max_idle_ms=conf.consumer_connections_max_idle_ms,
+            **credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
+        )
+
+    async def seek_all(self, positions: Mapping[TP, int]) -> None:
+        """Move the fetch positions of assigned partitions; what was fetched for them is thrown away."""
+        await self.call_thread(self._seek_all, positions)
+
+    async def _seek_all(self, positions: Mapping[TP, int]) -> None:
+        consumer = self._ensure_consumer()
+        assigned = consumer.assignment()
+        for tp, offset in positions.items():
+            if TopicPartition(*tp) in assigned:
+                consumer.seek(TopicPartition(*tp), offset)
+
+    async def bounds(self, partitions: set[TP]) -> dict[TP, tuple[int, int]]:
+        """First and end offset of each partition, as the broker has them now."""
+        return await self.call_thread(self._bounds, partitions)
+
+    async def _bounds(self, partitions: set[TP]) -> dict[TP, tuple[int, int]]:
+        consumer = self._ensure_consumer()
+        wanted = [TopicPartition(*tp) for tp in partitions]
+        first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
+        return {TP(tp.topic, tp.partition): (first[tp], end[tp]) for tp in wanted}
+
+    async def _fetch_records(self, consumer, active_partitions, timeout=None, max_records=None):  # noqa: ARG002, ASYNC109
+        if not self.consumer.flow_active:
+            return {}
+        fetcher: Fetcher = consumer._fetcher
+        if consumer._closed or fetcher._closed:
+            raise ConsumerStoppedError
+        # A copy: Faust empties the live set while it rebalances, and an empty set reads as "all".
+        wanted = frozenset(active_partitions)
+        if not wanted:
+            return {}
+        with fetcher._subscriptions.fetch_context():
+            return await _drain(fetcher, wanted, timeout or 0.0)
+
+
+async def _drain(fetcher: Fetcher, wanted: frozenset[TP], timeout_s: float) -> dict[TP, list[Frame]]:
+    """Frames of all wanted partitions that have some, waiting up to `timeout_s` for the first."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if fetcher._subscriptions.reassignment_in_progress:
+            await fetcher._subscriptions.wait_for_assignment()
+        drained = _take_fetched(fetcher, wanted)
+        left_s = deadline - time.monotonic()
+        if drained or left_s <= 0:
+            return drained
+        waiter = fetcher._create_fetch_waiter()
+        done, _ = await asyncio.wait([waiter], timeout=left_s)
+        if not done or fetcher._closed:
+            waiter.cancel()
+            return {}
+        waiter.result()  # raises what the fetcher met, such as a refused authorisation
+
+
+def _take_fetched(fetcher: Fetcher, wanted: frozenset[TP]) -> dict[TP, list[Frame]]:
+    drained: dict[TP, list[Frame]] = {}
+    for tp in list(fetcher._records):
+        if tp not in wanted:
+            if not fetcher._subscriptions.is_assigned(tp):
+                del fetcher._records[tp]
+            continue
+        fetched = fetcher._records[tp]
+        if type(fetched) is not FetchResult:
+            if drained:
+                return drained  # the error is raised by the next call
+            del fetcher._records[tp]
+            fetcher._notify(fetcher._wait_consume_future)
+            fetched.check_raise()
+            continue
+        frame = _take(fetched, tp)
+        del fetcher._records[tp]
+        fetcher._notify(fetcher._wait_consume_future)
+        if frame is not None:
+            drained[TP(tp.topic, tp.partition)] = [frame]
+    return drained
+
+
+def _take(fetched: FetchResult, tp: TopicPartition) -> Frame | None:
+    if not fetched.check_assignment(tp) or not fetched.has_more():
+        return None
+    frame = read_frame(fetched._partition_records, topic=tp.topic, partition=tp.partition)
+    fetched._update_position()
+    fetched._partition_records = None
+    return frame
