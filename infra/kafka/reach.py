@@ -75,7 +75,10 @@ async def _try(connection: Connection, host: str, port: int, timeout_s: float) -
             f"kafka.security_protocol {connection.security_protocol} is what it speaks"
         ) from error
     except UnsupportedSaslMechanismError as error:
-        raise ClusterRefuses(f"{where}: {error}; set kafka.sasl_mechanism to one of these") from error
+        raise ClusterRefuses(
+            f"{where}: SASL mechanism {connection.sasl_mechanism} is not offered there; set kafka.sasl_mechanism "
+            "to one that is"
+        ) from error
     except SaslAuthenticationFailed as error:
         raise ClusterRefuses(
             f"{where}: refuses user {connection.sasl_username!r} ({error}); check kafka.sasl_username, "

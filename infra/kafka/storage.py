@@ -57,6 +57,9 @@ DEFAULTS: Mapping[str, str] = {
 """What differs from Kafka's own defaults, because this is one broker on one machine."""
 
 
+ADDED_TO_OURS = ("listeners", "advertised.listeners", "listener.security.protocol.map")
+
+
 class StaleData(InvalidConfiguration):
     """The data folder holds something that this broker cannot continue."""
 
@@ -85,7 +88,10 @@ def new_cluster_id() -> str:
 def properties(
     log_dirs: Path, *, port: int, controller_port: int, advertised: str | None, settings: Mapping[str, str]
 ) -> str:
-    """The text of kafka.properties: one node, broker and controller, on the loopback interface only."""
+    """The text of kafka.properties: one node, broker and controller, on the loopback interface only.
+
+    Listeners among `settings` come beside ours, other settings replace ours.
+    """
     lines = {
         "process.roles": "broker,controller",
         "node.id": str(NODE_ID),
@@ -96,8 +102,9 @@ def properties(
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": str(log_dirs),
         **DEFAULTS,
-        **settings,
     }
+    for key, value in settings.items():
+        lines[key] = f"{lines[key]},{value}" if key in ADDED_TO_OURS else value
     # A Java properties file: a backslash would start an escape.
     return "".join(f"{key}={value}\n".replace("\\", "\\\\") for key, value in lines.items())
 
@@ -142,10 +149,13 @@ def remember(data_dir: Path, origin: Origin, *, port: int) -> None:
     atomic_file.write_text(data_dir / "origin.json", json.dumps(asdict(written)))
 
 
-def format_storage(data_dir: Path, java_command: Sequence[str], *, cluster_id: str | None) -> Origin:
+def format_storage(
+    data_dir: Path, java_command: Sequence[str], *, cluster_id: str | None, options: Sequence[str] = ()
+) -> Origin:
     """Make `data_dir` ready for a first start. In one step: an interrupted formatting leaves no half of it.
 
-    `java_command` is everything up to the main class. Raises StaleData if Kafka's own tool refuses.
+    `java_command` is everything up to the main class, `options` goes to Kafka's format tool.
+    Raises StaleData if that refuses.
     """
     staging = data_dir / ".formatting"
     shutil.rmtree(staging, ignore_errors=True)
@@ -156,7 +166,16 @@ def format_storage(data_dir: Path, java_command: Sequence[str], *, cluster_id: s
     config.write_text(
         properties(logs, port=9092, controller_port=9093, advertised=None, settings={}), encoding="utf-8"
     )
-    command = [*java_command, "kafka.tools.StorageTool", "format", "-t", origin.cluster_id, "-c", str(config)]
+    command = [
+        *java_command,
+        "kafka.tools.StorageTool",
+        "format",
+        "-t",
+        origin.cluster_id,
+        "-c",
+        str(config),
+        *options,
+    ]
     answer = subprocess.run(
         command,
         capture_output=True,

@@ -40,12 +40,19 @@ class Difference:
     actual: str
 
     def __str__(self) -> str:
+        return f"{self.fact}; {self.way_out}"
+
+    @property
+    def fact(self) -> str:
+        """What differs."""
         return (
             f"topic {self.topic}: {self.setting} is {self.actual}, declared is {self.declared} "
-            f"(in schemas/topics.py); {self._way_out()}"
+            "(in schemas/topics.py)"
         )
 
-    def _way_out(self) -> str:
+    @property
+    def way_out(self) -> str:
+        """What a person may do about it."""
         if self.setting != "partitions":
             return (
                 f"correct the declaration, or the topic: kafka-configs --alter --entity-type topics "
