@@ -41,11 +41,12 @@ class DatasetUnreadable(Rejected):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommitRecord:
-    """One version's own account of itself: what `streams.ledger` wrote beside the rows."""
+    """One version's own account: what `streams.ledger` wrote beside the rows, and the files it added."""
 
     version: int
     timestamp_ms: int
     metadata: dict[str, Any]
+    added: tuple[str, ...]
 
 
 class Dataset:
@@ -115,23 +116,37 @@ class Dataset:
             for topic, partition, start, end in ranges.iter_rows()
         ]
 
-    def commits(self, *, after_version: int = -1, limit: int | None = None) -> list[CommitRecord]:
-        """What the commits after a version say of themselves, oldest first."""
-        table = self._open(None)
-        wanted = table.version() - after_version
-        if wanted <= 0:
-            return []
-        history = table.history(wanted if limit is None else min(limit, wanted))
-        records = [
-            CommitRecord(
-                version=entry["version"],
-                timestamp_ms=entry.get("timestamp", 0),
-                metadata=json.loads(entry[COMMIT_METADATA]) if COMMIT_METADATA in entry else {},
-            )
-            for entry in history
-            if entry["version"] > after_version
-        ]
-        return sorted(records, key=lambda record: record.version)
+    def commits(self, *, after_version: int = -1, until_version: int | None = None) -> list[CommitRecord]:
+        """What the commits after a version, up to and with another, say of themselves; oldest first."""
+        until = self.newest_version() if until_version is None else until_version
+        return [self.commit(version) for version in range(after_version + 1, until + 1)]
+
+    def commit(self, version: int) -> CommitRecord:
+        """One commit's own account, read from its entry in the log.
+
+        Not by `DeltaTable.history`: that numbers the newest entries from whatever version it was opened
+        at (deltalake 1.6), so an older table, or a commit by somebody else in between, gets wrong numbers.
+
+        Raises:
+            DatasetUnreadable: the log has no such entry, or it is not whole, as after a power cut.
+        """
+        entry = Path(self.uri) / "_delta_log" / f"{version:020d}.json"
+        try:
+            actions = [json.loads(line) for line in entry.read_text().splitlines()]
+            info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
+        except FileNotFoundError as error:
+            raise DatasetUnreadable(f"dataset {self.uri} has no version {version} in its log") from error
+        except (ValueError, StopIteration) as error:
+            raise DatasetUnreadable(
+                f"log entry {entry.name} of dataset {self.uri} is not whole ({error}), as after "
+                "a power cut: restore it, or move it away to go back to the version before"
+            ) from error
+        return CommitRecord(
+            version=version,
+            timestamp_ms=info.get("timestamp", 0),
+            metadata=json.loads(info[COMMIT_METADATA]) if COMMIT_METADATA in info else {},
+            added=tuple(f"{self.uri}/{action['add']['path']}" for action in actions if "add" in action),
+        )
 
     def _open(self, version: int | None) -> DeltaTable:
         return open_table(self.uri, version)

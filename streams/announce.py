@@ -80,7 +80,7 @@ class Announcer:
         self.spec = pipeline.spec()
         self._configuration = configuration_sha256
         self._source = f"/tidemill/{pipeline.name}"
-        self._remembered = _columns_to_remember(pipeline)
+        self._remembered = columns_to_remember(pipeline)
 
     def apply(self, commit: Commit) -> list[Announced]:
         """Take one commit in; give what it has to announce, in the order to publish it."""
@@ -106,7 +106,7 @@ class Announcer:
             progress.watermark_ms, progress.partitions, idle=progress.idle
         )
         for topic, rows in commit.by_source.items():
-            kept = rows.select(c for c in rows.columns if c in self._remembered[topic])
+            kept = rows.select(*self._remembered[topic])
             tail = progress.tail.get(topic)
             progress.tail[topic] = kept if tail is None else pl.concat([tail, kept])
         fresh = commit.by_source.get(self.pipeline.source.topic)
@@ -290,8 +290,8 @@ def partition_of(name: str) -> Partition:
     return topic, int(number)
 
 
-def _columns_to_remember(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-    """By source, the columns that features, labels and windows read of its recent rows."""
+def columns_to_remember(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+    """By source, name and type of the columns that features, labels and windows read of recent rows."""
     spec = pipeline.spec()
     wanted: dict[str, set[str]] = {topic: set() for topic in pipeline.sources()}
     wanted[spec.source] |= {spec.key, *spec.columns}

@@ -118,6 +118,10 @@ class Seen:
         self.key, self.within_ms = key, within_ms
         self._seen: pl.DataFrame | None = None
 
+    def forget_all(self) -> None:
+        """As new: what is remembered is read from the dataset next."""
+        self._seen = None
+
     def remember(self, rows: pl.DataFrame, *, forget_before_ms: int | None = None) -> None:
         """Add rows that are in the dataset; forget what no row can repeat any more."""
         fresh = rows.select(self.key, pl.col("_time").alias("_seen"))

@@ -98,6 +98,10 @@ class Ingest:
                 if isinstance(each, Dedupe):
                     self.seen[topic] = Seen(source.key, each.within_ms)
 
+    def empty(self) -> pl.DataFrame:
+        """A commit's rows when there are none."""
+        return pl.DataFrame(schema=self.schema)
+
     def prepare(self, frames: Sequence[Frame], *, now_ms: int) -> Prepared:
         """Turn consecutive frames of any sources and partitions into one commit."""
         by_topic: dict[str, list[Frame]] = {}
@@ -107,7 +111,7 @@ class Ingest:
             partition = (frame.topic, frame.partition)
             start = advances[partition].start if partition in advances else frame.first
             advances[partition] = Advance(start, frame.next)
-        prepared = Prepared(pl.DataFrame(schema=self.schema), {}, [], advances, {}, {}, {})
+        prepared = Prepared(self.empty(), {}, [], advances, {}, {}, {})
         for topic, own in by_topic.items():
             self._one_source(topic, own, now_ms, prepared)
         if prepared.by_source:

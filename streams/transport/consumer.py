@@ -7,7 +7,7 @@ replaced: positions are asked of the ledger, and Kafka's committed offsets only 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from faust.transport.drivers.aiokafka import Consumer
@@ -17,7 +17,7 @@ from faust.types.tuples import ConsumerMessage
 from streams.transport.fetch import FrameFetchThread
 from streams.transport.frame import Frame
 
-Positions = Callable[[Mapping[TP, tuple[int, int]]], Mapping[TP, int]]
+Positions = Callable[[Mapping[TP, tuple[int, int]]], Awaitable[Mapping[TP, int]]]
 """From the broker's (first, end) offsets of newly assigned partitions to where reading starts."""
 
 
@@ -72,17 +72,13 @@ class FrameConsumer(Consumer):
         self._durable = {tp: n for tp, n in self._durable.items() if tp in assigned}
         thread: FrameFetchThread = self._thread  # type: ignore[assignment]
         bounds = await thread.bounds(assigned)
-        await thread.seek_all(self.positions(bounds))
+        decide: Positions = self.app.positions  # type: ignore[attr-defined]
+        await thread.seek_all(await decide(bounds))
 
     async def seek_back(self, positions: Mapping[TP, int]) -> None:
         """Fetch again from these offsets: a frame between them and what came last was lost on the way."""
         thread: FrameFetchThread = self._thread  # type: ignore[assignment]
         await thread.seek_all(positions)
-
-    def positions(self, bounds: Mapping[TP, tuple[int, int]]) -> Mapping[TP, int]:
-        """Where reading starts; the application's `positions` attribute decides."""
-        decide: Positions = self.app.positions  # type: ignore[attr-defined]
-        return decide(bounds)
 
     def mark_durable(self, tp: TP, next_offset: int) -> None:
         """The dataset holds all below `next_offset`: Kafka's committed offset may follow."""

@@ -1,0 +1,1 @@
+"""The demo: a year of real flights, replayed in event-time order over the whole road."""

@@ -1,0 +1,110 @@
+"""The Faust application: `faust -A streams.app worker` or `tidemill worker`.
+
+Settings come from `infra.settings` (file and environment); `worker.pipeline` names the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import faust
+import structlog
+from faust.types import StreamT
+
+from infra import settings as configuration
+from infra.kafka.connection import Connection, connect_to
+from infra.settings_model import Settings
+from streams.load import Loaded, load_pipeline
+from streams.transport import FrameTopic, register
+from streams.worker import StreamWorker
+
+log = structlog.get_logger(__name__)
+
+# Frames are large: a few in Faust's own buffer keep the agent busy, more would only fill memory.
+_BUFFERED_FRAMES = 16
+_FETCH_BYTES = 4 * 2**20
+
+
+class StreamApp(faust.App):
+    """A Faust app that runs one pipeline's worker."""
+
+    worker: StreamWorker
+    failure: BaseException | None = None
+
+    async def positions(self, bounds: Mapping[Any, tuple[int, int]]) -> Mapping[Any, int]:
+        """Asked by the frame consumer at each assignment: the ledger's positions."""
+        self.worker.consumer = self.consumer  # type: ignore[assignment]
+        return await self.worker.positions(bounds)
+
+    async def on_start(self) -> None:
+        """Start the worker before the consumer asks it for positions."""
+        await super().on_start()
+        await self.worker.start(self.fail)
+
+    async def on_stop(self) -> None:
+        """Stop the consumer first: nothing arrives any more, then what is in flight ends."""
+        await super().on_stop()
+        await self.worker.stop()
+
+    async def fail(self, error: BaseException) -> None:
+        """A part of the worker died: stop the process rather than go on without it."""
+        self.failure = error
+        await self.crash(error)
+
+
+def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> StreamApp:
+    """The app of one pipeline against one cluster."""
+    register()
+    pipeline, options = loaded.pipeline, settings.worker
+    app = StreamApp(
+        f"tidemill-{pipeline.name}",
+        broker=connection.faust_brokers("tidemill"),
+        broker_credentials=connection.faust_credentials(),
+        broker_session_timeout=options.session_timeout_ms / 1000,
+        broker_heartbeat_interval=max(0.5, options.session_timeout_ms / 10_000),
+        broker_commit_interval=1.0,
+        consumer_group_instance_id=options.member,
+        consumer_max_fetch_size=_FETCH_BYTES,
+        stream_buffer_maxsize=_BUFFERED_FRAMES,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        store="memory://",
+        Topic=FrameTopic,
+        datadir=settings.paths.home / "faust",
+        web_enabled=options.web_port is not None,
+        web_port=options.web_port or 6066,
+        web_bind="127.0.0.1",
+        origin="streams",
+        autodiscover=False,
+    )
+    app.worker = StreamWorker(
+        pipeline,
+        dataset_dir=settings.paths.dataset,
+        connection=connection,
+        options=options,
+        configuration_sha256=loaded.sha256,
+    )
+
+    @app.agent(app.topic(*pipeline.sources()), name=f"ingest.{pipeline.name}")
+    async def ingest(stream: StreamT) -> None:
+        async for event in stream.noack().events():
+            message = event.message
+            await app.worker.accept(message.tp, event.value, event.ack)
+
+    return app
+
+
+def from_settings() -> StreamApp:
+    """The app that the settings describe."""
+    settings = configuration.load()
+    return create_app(settings, connect_to(settings.kafka), load_pipeline(settings.worker.pipeline))
+
+
+def __getattr__(name: str) -> Any:
+    # `faust -A streams.app` looks for `app`; nothing is read or opened before somebody asks.
+    if name == "app":
+        app = from_settings()
+        globals()["app"] = app
+        return app
+    raise AttributeError(name)
