@@ -237,6 +237,15 @@ async def test_the_second_server_is_tried_when_the_first_is_down(secured):
     assert await reach(connect_to(kafka)) == secured.plaintext
 
 
+async def test_a_broker_that_advertises_an_address_out_of_reach_is_named(tmp_path):
+    async with EmbeddedBroker(tmp_path, advertised="broker.invalid:9092") as broker:
+        by_listener = Kafka(bootstrap_servers=broker.running.bootstrap_servers)
+        with pytest.raises(
+            ClusterUnreachable, match=r"broker 1 .*broker\.invalid:9092: no such host.*advertised"
+        ):
+            await reach(connect_to(by_listener))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -62,6 +63,17 @@ async def test_what_was_just_created_takes_records_at_once(connection, declared)
     arguments = connection.client_arguments() | {"auto_offset_reset": "earliest"}
     async with AIOKafkaConsumer(declared.name, **arguments) as consumer:
         assert (await consumer.getone()).value == b"v"
+
+
+async def test_an_old_event_is_kept_as_long_as_a_new_one(connection, topic):
+    raw = replace(TOPICS[0], name=topic("raw"))
+    assert raw.settings["retention.ms"] == str(30 * 86_400_000)
+    await ensure([raw], connection)
+    async with AIOKafkaProducer(**connection.client_arguments()) as producer:
+        before_ms = int(time.time() * 1000)
+        written = await producer.send_and_wait(raw.name, b"of 2013", timestamp_ms=1_357_020_000_000)
+    assert written.timestamp is not None
+    assert written.timestamp >= before_ms  # retention counts from here, not from the event's own time
 
 
 async def test_many_that_create_at_once_agree(connection, declared):

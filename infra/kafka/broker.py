@@ -95,6 +95,7 @@ class EmbeddedBroker:
         self._console = console
         self._guard: subprocess.Popen[str] | None = None
         self._running: RunningBroker | None = None
+        self._log_start = 0
 
     @property
     def running(self) -> RunningBroker:
@@ -184,12 +185,13 @@ class EmbeddedBroker:
         self._forget()
 
     def log_tail(self, lines: int = 40) -> str:
-        """The last lines of the broker's log, and of what the JVM printed."""
-        tails = []
-        for file in (self.console_file, self.log_file):
+        """The last lines since the last start of what the JVM printed and of the broker's log."""
+        tails: list[str] = []
+        for file, start in ((self.console_file, 0), (self.log_file, self._log_start)):
             if file.exists():
-                text = file.read_text(encoding="utf-8", errors="replace").splitlines()
-                tails += text[-lines:]
+                with file.open("rb") as log:
+                    log.seek(start if start <= file.stat().st_size else 0)  # smaller now: it was rolled
+                    tails += log.read().decode(errors="replace").splitlines()[-lines:]
         return "\n".join(tails[-lines:])
 
     def __enter__(self) -> EmbeddedBroker:
@@ -218,13 +220,14 @@ class EmbeddedBroker:
         running.forget(self.data_dir)
 
     def _start_on_some_port(self, command: Sequence[str], origin: storage.Origin) -> None:
-        # A free port may be taken between our look and the broker's bind; then another one is tried.
+        # A free port may be taken between our look and the broker's bind (the controller has one, too): then
+        # others are tried.
         for attempt in range(PORT_ATTEMPTS):
             port = self._named_port or _free_port(preferred=origin.port if attempt == 0 else None)
             try:
                 self._start_on(port, command, origin)
             except PortInUse:
-                if self._named_port or attempt == PORT_ATTEMPTS - 1:
+                if attempt == PORT_ATTEMPTS - 1 or (self._named_port and not is_free(port)):
                     raise
             else:
                 storage.remember(self.data_dir, origin, port=port)
@@ -242,6 +245,7 @@ class EmbeddedBroker:
         atomic_file.write_text(config, text)
         arguments = [*command, running.MAIN_CLASS, str(config)]
         guard = [sys.executable, "-I", "-S", str(GUARD), *(["--detached"] if self._detached else [])]
+        self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.console_file.open("w") as out:
             self._guard = subprocess.Popen(
                 [*guard, *arguments],
@@ -284,7 +288,7 @@ class EmbeddedBroker:
                     f"the broker ended while it started{_hint(tail)}; {self.log_file} says:\n{tail}"
                 )
             if _answers(broker.port):
-                cluster = run_apart(lambda: serving_cluster(broker.bootstrap_servers))
+                cluster = run_apart(lambda: serving_cluster(broker.host, broker.port))
                 if cluster == origin.cluster_id:
                     return
             time.sleep(0.05)

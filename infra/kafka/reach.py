@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
@@ -14,6 +17,7 @@ from aiokafka.errors import (
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
 )
+from aiokafka.protocol.metadata import MetadataRequest
 
 from schemas.errors import InvalidConfiguration, Retryable
 
@@ -28,9 +32,19 @@ class ClusterRefuses(InvalidConfiguration):
     """A broker answered and will not have us: TLS or credentials are wrong."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one broker says about its cluster."""
+
+    cluster_id: str
+    brokers: tuple[tuple[int, str, int], ...]
+    """(node id, host, port) of each live broker, as clients are told to connect."""
+
+
 async def reach(connection: Connection, *, timeout_s: float = 5.0) -> str:
     """The first bootstrap server, as `host:port`, that answers Kafka's protocol and accepts us.
 
+    Every broker that it names is tried as well, since clients talk to those, not to the bootstrap servers.
     Raises ClusterUnreachable, or ClusterRefuses as soon as one refuses; the message names server and way out.
     """
     problems: list[str] = []
@@ -42,23 +56,49 @@ async def reach(connection: Connection, *, timeout_s: float = 5.0) -> str:
         ) from error
     for host, port, _family in hosts:
         try:
-            await _try(connection, host, port, timeout_s)
+            answer = await ask(connection, host, port, timeout_s=timeout_s)
         except ClusterUnreachable as problem:
             problems.append(str(problem))
-        else:
-            return f"{host}:{port}"
+            continue
+        others = [broker for broker in answer.brokers if broker[1:] != (host, port)]
+        await asyncio.gather(*(_try_advertised(connection, broker, timeout_s) for broker in others))
+        return f"{host}:{port}"
     raise ClusterUnreachable("; ".join(problems))
 
 
-async def _try(connection: Connection, host: str, port: int, timeout_s: float) -> None:
-    where = f"{host}:{port}"
+async def ask(connection: Connection, host: str, port: int, *, timeout_s: float) -> Answer:
+    """What the broker at `host:port` says about its cluster. Raises ClusterUnreachable or ClusterRefuses."""
     arguments = connection.client_arguments()
     del arguments["bootstrap_servers"]
     arguments["request_timeout_ms"] = int(timeout_s * 1000)
-    try:
+    with _explained(connection, f"{host}:{port}", timeout_s):
         await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         answering = await create_conn(host, port, **arguments)
-        answering.close()
+        try:
+            response = await answering.send(MetadataRequest([]))
+        finally:
+            answering.close()
+    assert response is not None
+    metadata = response.to_object()
+    brokers = tuple((broker["node_id"], broker["host"], broker["port"]) for broker in metadata["brokers"])
+    return Answer(cluster_id=metadata["cluster_id"], brokers=brokers)
+
+
+async def _try_advertised(connection: Connection, broker: tuple[int, str, int], timeout_s: float) -> None:
+    node_id, host, port = broker
+    try:
+        await ask(connection, host, port, timeout_s=timeout_s)
+    except ClusterUnreachable as problem:
+        raise ClusterUnreachable(
+            f"broker {node_id} tells clients to connect to {problem} (its advertised.listeners must be an "
+            "address that this machine reaches)"
+        ) from problem
+
+
+@contextmanager
+def _explained(connection: Connection, where: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
     except socket.gaierror as error:
         raise ClusterUnreachable(
             f"{where}: no such host ({error.strerror}); correct kafka.bootstrap_servers, or check "
@@ -76,8 +116,8 @@ async def _try(connection: Connection, host: str, port: int, timeout_s: float) -
         ) from error
     except UnsupportedSaslMechanismError as error:
         raise ClusterRefuses(
-            f"{where}: SASL mechanism {connection.sasl_mechanism} is not offered there; set kafka.sasl_mechanism "
-            "to one that is"
+            f"{where}: SASL mechanism {connection.sasl_mechanism} is not offered there; set "
+            "kafka.sasl_mechanism to one that is"
         ) from error
     except SaslAuthenticationFailed as error:
         raise ClusterRefuses(

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from .connection import Connection
+from .reach import ClusterUnreachable, ask
 
 T = TypeVar("T")
 
 
-async def serving_cluster(
-    bootstrap_servers: str, *, timeout_ms: int = 3_000, **connection: Any
-) -> str | None:
-    """The id of the cluster that answers at `bootstrap_servers` with a live broker; None if none does yet."""
-    client = AIOKafkaAdminClient(
-        bootstrap_servers=bootstrap_servers,
-        request_timeout_ms=timeout_ms,
-        client_id="tidemill-ready",
-        **connection,
-    )
-    with _quiet():
-        try:
-            await client.start()
-            answer = await client.describe_cluster()
-        except (KafkaError, OSError, TimeoutError):
-            return None
-        finally:
-            await client.close()
-    return answer["cluster_id"] if answer["brokers"] else None
+async def serving_cluster(host: str, port: int, *, timeout_s: float = 3.0) -> str | None:
+    """The id of the cluster that answers at this listener with a live broker; None if none does yet.
+
+    The broker's advertised address is not used: it may be a proxy's that does not run yet.
+    """
+    try:
+        answer = await ask(Connection(bootstrap_servers=f"{host}:{port}"), host, port, timeout_s=timeout_s)
+    except ClusterUnreachable:
+        return None
+    return answer.cluster_id if answer.brokers else None
 
 
 def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -44,7 +33,7 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     def body() -> None:
         try:
             result.append(asyncio.run(work()))
-        except BaseException as error:
+        except BaseException as error:  # handed over to the caller's thread
             failure.append(error)
 
     thread = threading.Thread(target=body, name="kafka-ready")
@@ -53,15 +42,3 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if failure:
         raise failure[0]
     return result[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """aiokafka logs each refused connection as an error; while a broker starts they are expected."""
-    logger = logging.getLogger("aiokafka")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
