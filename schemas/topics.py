@@ -52,7 +52,13 @@ class Topic:
 
 
 def _raw(
-    name: str, purpose: str, contract: type[msgspec.Struct], *, key: str, partitions: int, example: dict[str, Any]
+    name: str,
+    purpose: str,
+    contract: type[msgspec.Struct],
+    *,
+    key: str,
+    partitions: int,
+    example: dict[str, Any],
 ) -> Topic:
     return Topic(
         name=name,
@@ -62,7 +68,14 @@ def _raw(
         key=key,
         partitions=partitions,
         versions=(Version(number=1, contracts=(contract,)),),
-        settings={"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS), "max.message.bytes": "8388608"},
+        settings={
+            "cleanup.policy": "delete",
+            "retention.ms": str(30 * DAY_MS),
+            "max.message.bytes": "8388608",
+            # Retention goes by the record's timestamp: a producer that replays last year's events under their
+            # own times would see them accepted and then swept away.
+            "message.timestamp.type": "LogAppendTime",
+        },
         unknown_fields="refuse",
         examples=(example,),
     )
