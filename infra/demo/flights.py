@@ -67,7 +67,7 @@ def weather() -> pl.DataFrame:
     hour = pl.col("time_hour").str.to_datetime(time_zone="UTC", strict=True).dt.epoch("ms")
     measured = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
     return frame.select(
-        "origin", observed=hour + HOUR_MS, *(pl.col(c).cast(pl.Float64) for c in measured)
+        "origin", *(pl.col(c).cast(pl.Float64) for c in measured), observed=hour + HOUR_MS
     ).sort("observed", "origin")
 
 

@@ -1,0 +1,212 @@
+"""Every sub-command, in the order of the road. Each is thin: the work is in the room it names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from infra.command.app import app, console, settings
+from schemas.errors import InvalidConfiguration
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+@app.command()
+def demo(
+    days: Annotated[int, typer.Option(min=1, max=364, help="Play so many days of 2013.")] = 364,
+    fresh: Annotated[bool, typer.Option(help="Delete what an earlier demo left, and begin anew.")] = False,
+    home: Annotated[Path | None, typer.Option(help="Folder for all that the demo writes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a year of real flights over the whole road and show how good the live models were."""
+    from infra.demo.run import Demo, begin_afresh, show
+
+    if home is not None:
+        os.environ["TIDEMILL_PATHS__HOME"] = str(home.absolute())
+    configured = settings()
+    if fresh:
+        begin_afresh(configured.paths.home)
+    _end_on_sigterm()
+    report, scores = Demo(configured, days=days, console=console).run()
+    (configured.paths.home / "report.json").write_text(json.dumps(report.as_json(), indent=2))
+    show(report, scores, console, as_json=as_json)
+
+
+@app.command()
+def up(
+    pipeline: Annotated[str | None, typer.Option(help="Module or file of the pipeline.")] = None,
+) -> None:
+    """Run broker (embedded, unless one is configured), worker and trainer until Ctrl-C."""
+    from infra.kafka.cluster import open_cluster
+    from infra.kafka.topics import ensure
+    from infra.supervisor import Supervised, Supervisor, tidemill
+    from schemas.topics import TOPICS
+
+    configured = settings()
+    environment = {"TIDEMILL_WORKER__PIPELINE": pipeline} if pipeline else {}
+    _end_on_sigterm()
+    with open_cluster(configured, console=console) as connection, Supervisor() as supervisor:
+        asyncio.run(ensure(TOPICS, connection))
+        environment["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
+        environment["TIDEMILL_PATHS__HOME"] = str(configured.paths.home)
+        for name in ("trainer", "worker"):
+            log_file = configured.paths.logs / f"{name}.log"
+            supervisor.start(Supervised(name, tidemill(name), log_file, environment))
+            console.print(f"{name} runs, log {log_file}")
+        console.print(f"push events to [bold]{connection.bootstrap_servers}[/]; Ctrl-C stops everything")
+        while True:
+            time.sleep(1.0)
+            for name in supervisor.keep_alive():
+                console.log(f"{name} was killed and is started again")
+
+
+@app.command()
+def push(
+    topic: Annotated[str, typer.Argument(help="A raw topic, such as flights.scheduled.")],
+    file: Annotated[
+        Path, typer.Argument(help="NDJSON, CSV, Parquet or Arrow IPC; - reads NDJSON from stdin.")
+    ],
+) -> None:
+    """Push a file's events to a raw topic."""
+    from infra.push import push_file
+
+    pushed = asyncio.run(push_file(settings(), topic, file, console))
+    console.print(f"{pushed:,} events are on {topic}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def worker(
+    context: typer.Context,
+    pipeline: Annotated[str | None, typer.Option(help="Module or file of the pipeline.")] = None,
+) -> None:
+    """Run a stream worker: Faust's own worker command on the pipeline's app."""
+    from infra.logging import configure
+
+    if pipeline is not None:
+        os.environ["TIDEMILL_WORKER__PIPELINE"] = pipeline
+    configured = settings()
+    configure(configured.log, part="worker")
+    from streams.run import run
+
+    sys.exit(run(configured, context.args))
+
+
+@app.command()
+def trainer() -> None:
+    """Run a trainer: takes jobs, publishes models, serves their artifacts."""
+    from trainers.service import run_trainer
+
+    from infra.kafka.cluster import find_cluster
+    from infra.kafka.connection import connect_to
+    from infra.logging import configure
+
+    configured = settings()
+    configure(configured.log, part="trainer")
+    connection = find_cluster(configured) or connect_to(configured.kafka)
+    asyncio.run(run_trainer(configured, connection))
+
+
+@app.command()
+def watch(
+    topics: Annotated[
+        list[str] | None, typer.Argument(help="Topics; none: all that Tidemill announces.")
+    ] = None,
+    from_beginning: Annotated[bool, typer.Option(help="From the oldest record on.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Follow what Tidemill announces, one line an event, until Ctrl-C."""
+    from infra.watch import follow
+
+    asyncio.run(follow(settings(), topics or [], console, from_beginning=from_beginning, as_json=as_json))
+
+
+@app.command()
+def check(
+    pipeline: Annotated[str, typer.Argument(help="Module or file of the pipeline.")],
+    as_json: Json = False,
+) -> None:
+    """Find a pipeline's mistakes before anything runs: each with its line and the way out."""
+    from streams.check import check as find
+
+    problems = find(pipeline)
+    if as_json:
+        print(json.dumps([{"place": str(p.place), "problem": p.text} for p in problems]))
+    for problem in problems if not as_json else ():
+        console.print(f"[red]{problem.place}[/]: {problem.text}", highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    console.print(f"{pipeline} is ready to run")
+
+
+@app.command()
+def config(as_json: Json = False) -> None:
+    """Print every setting, its value and where it came from."""
+    from infra.settings import describe
+
+    lines = describe(settings())
+    if as_json:
+        print(json.dumps({line.name: {"value": line.value, "source": line.source} for line in lines}))
+        return
+    table = Table("setting", "value", "from")
+    for line in lines:
+        table.add_row(line.name, line.value, line.source)
+    console.print(table)
+
+
+@app.command()
+def topics(
+    create: Annotated[bool, typer.Option(help="Create on the cluster what is missing.")] = False,
+) -> None:
+    """List the declared topics; with --create, make them so and compare those that exist."""
+    from infra.kafka.cluster import find_cluster
+    from infra.kafka.topics import ensure
+    from schemas.topics import TOPICS
+
+    if create:
+        connection = find_cluster(settings())
+        if connection is None:
+            raise InvalidConfiguration(
+                "no broker runs here; start one by `tidemill up`, or name your cluster"
+            )
+        asyncio.run(ensure(TOPICS, connection))
+    table = Table("topic", "partitions", "key", "purpose")
+    for topic in TOPICS:
+        table.add_row(topic.name, str(topic.partitions), topic.key, topic.purpose)
+    console.print(table)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at everything that Tidemill needs here; say what is wrong and what to do."""
+    from infra.doctor import examine
+
+    checks = []
+    for found in examine(settings()):
+        checks.append(found)
+        if not as_json:
+            console.print(f"{'[green]ok[/]  ' if found.ok else '[red]no[/]  '}{found.name}: {found.detail}")
+            if not found.ok:
+                console.print(f"      → {found.remedy}")
+    if as_json:
+        rows = [{"name": c.name, "ok": c.ok, "detail": c.detail, "remedy": c.remedy} for c in checks]
+        print(json.dumps(rows))
+    if not all(c.ok for c in checks):
+        raise typer.Exit(1)
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a command as Ctrl-C does: everything it started is stopped."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,373 @@
+"""The demo's conductor: starts every part as its own process, plays the year, and reports what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+from aiokafka import AIOKafkaProducer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from infra.dataset import Dataset
+from infra.demo.flights import DAY_MS, FIRST_DAY_MS
+from infra.demo.observer import Observer, Seen
+from infra.demo.player import Player, close_of_day_ms
+from infra.demo.report import Report, picture, table
+from infra.demo.score import Scores, evaluate
+from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.cluster import embedded_broker
+from infra.kafka.connection import Connection, connect_to
+from infra.kafka.running import running_on
+from infra.kafka.topics import ensure
+from infra.settings import Settings
+from infra.supervisor import Supervised, Supervisor, tidemill
+from schemas import topics
+from schemas.envelope import wrap
+from schemas.errors import InvalidConfiguration, Retryable
+from schemas.job import JobRequested
+
+PIPELINE = "flights"
+STATIC = "flights-january"
+JANUARY_DAYS = 31
+_PATIENCE_S = 120.0
+
+
+class DemoStuck(Retryable):
+    """Something that the player waits for does not come."""
+
+
+class Demo:
+    """One run over `days` of 2013, everything in `settings.paths.home`."""
+
+    def __init__(
+        self, settings: Settings, *, days: int, console: Console, on_day: Callable[[int], None] | None = None
+    ) -> None:
+        self.settings = settings
+        self.days = days
+        self.console = console
+        self.home = settings.paths.home
+        self._on_day = on_day or (lambda _: None)
+        self._broker: EmbeddedBroker | None = None
+        self._supervisor = Supervisor()
+        self._restarts: Counter[str] = Counter()
+
+    def run(self) -> tuple[Report, Scores]:
+        """Play, wait, score. Goes on where an earlier run in the same home was cut off."""
+        began = time.monotonic()
+        self.home.mkdir(parents=True, exist_ok=True)
+        with self._cluster() as connection, self._supervisor:
+            asyncio.run(ensure(topics.TOPICS, connection))
+            self._start_processes(connection)
+            return asyncio.run(self._play(connection, began))
+
+    @contextmanager
+    def _cluster(self) -> Iterator[Connection]:
+        if self.settings.kafka.bootstrap_servers is not None:
+            yield connect_to(self.settings.kafka)
+            return
+        self._broker = embedded_broker(self.settings, console=self.console)
+        with self._broker as broker:
+            yield connect_to(self.settings.kafka, broker.bootstrap_servers)
+
+    def _start_processes(self, connection: Connection) -> None:
+        port = self.settings.store.port or _remembered_port(self.home / "store.port")
+        environment = {
+            "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": connection.bootstrap_servers,
+            "TIDEMILL_PATHS__HOME": str(self.home),
+            "TIDEMILL_STORE__PORT": str(port),
+            "TIDEMILL_WORKER__MEMBER": "demo-worker",
+            # The player's heartbeats say how far it is: no partition is idle while it waits for a model.
+            "TIDEMILL_WORKER__IDLE_TIMEOUT_MS": str(3_600_000),
+        }
+        service = [
+            sys.executable, "-m", "schemas.example_service",
+            "--bootstrap-servers", connection.bootstrap_servers,
+            "--store", f"http://{self.settings.store.host}:{port}/",
+            "--model", PIPELINE, "--also", STATIC,
+            "--cache-dir", str(self.home / "service"),
+        ]  # fmt: skip
+        for name, command in (
+            ("trainer", tidemill("trainer")),
+            ("worker", tidemill("worker")),
+            ("service", service),
+        ):
+            log_file = self.settings.paths.logs / f"{name}.log"
+            self._supervisor.start(Supervised(name, command, log_file, environment))
+
+    def _keep_alive(self) -> None:
+        """Start again what was killed: worker, trainer, service, and the broker itself."""
+        for name in self._supervisor.keep_alive():
+            self._restarts[name] += 1
+            self.console.log(f"{name} was killed and is started again")
+        if self._broker is not None and running_on(self.settings.paths.kafka) is None:
+            self._restarts["broker"] += 1
+            self.console.log("the broker was killed and is started again")
+            self._broker.start()
+
+    async def _play(self, connection: Connection, began: float) -> tuple[Report, Scores]:
+        player = await asyncio.to_thread(Player, connection, days=self.days)
+        observer = Observer(connection)
+        producer = AIOKafkaProducer(**connection.client_arguments(), enable_idempotence=True, acks="all")
+        await producer.start()
+        await observer.start()
+        first = await player.start()
+        if first:
+            self.console.log(f"going on behind day {first} of {self.days} (begin afresh with --fresh)")
+        try:
+            with self._progress(first) as advance:
+                for day in range(max(first - 1, 0), self.days):
+                    if day >= first:
+                        await player.play(day)
+                    await self._settle(observer, producer, day)
+                    advance(day, observer.seen)
+                    self._on_day(day)
+            await self._until_answered(observer)
+            return await self._report(observer.seen, player, began)
+        finally:
+            await player.stop()
+            await observer.stop()
+            await producer.stop()
+
+    async def _settle(self, observer: Observer, producer: AIOKafkaProducer, day: int) -> None:
+        """Wait until the day's window is decided on, and what was decided is done and adopted."""
+        start_ms = FIRST_DAY_MS + day * DAY_MS
+        decision = await self._wait(
+            observer, lambda s: s.decisions.get(start_ms), f"the decision on day {day}", "worker"
+        )
+        if decision.job_id is not None:
+            await self._finish(observer, decision.job_id)
+        if day == JANUARY_DAYS - 1 or (
+            day >= JANUARY_DAYS and not any(name == STATIC for name, _ in observer.seen.published)
+        ):
+            await self._train_static(observer, producer, day)
+
+    async def _finish(self, observer: Observer, job_id: str) -> None:
+        await self._wait(
+            observer, lambda s: s.finished(job_id) or None, f"job {job_id} and its model", "trainer"
+        )
+
+    async def _train_static(self, observer: Observer, producer: AIOKafkaProducer, day: int) -> None:
+        """The model of comparison: the pipeline's own experiment, on January alone, once."""
+        job_id = f"{STATIC}-once"
+        own = next(iter(observer.seen.requested.values()), None)
+        if job_id in observer.seen.requested or own is None:
+            if job_id in observer.seen.requested:
+                await self._finish(observer, job_id)
+            return
+        window = observer.seen.windows[FIRST_DAY_MS + day * DAY_MS]
+        january = msgspec.structs.replace(
+            own.experiment.training,
+            version=window.dataset_version,
+            start_ms=FIRST_DAY_MS,
+            end_ms=FIRST_DAY_MS + JANUARY_DAYS * DAY_MS,
+        )
+        request = JobRequested(
+            job_id=job_id,
+            experiment=msgspec.structs.replace(
+                own.experiment, model=STATIC, training=january, evaluation=None, warm_start=False
+            ),
+            decision_id=None,
+            requested_ms=int(time.time() * 1000),
+        )
+        key, value, headers = wrap(request, source="/tidemill/demo", time_ms=request.requested_ms).record()
+        await producer.send_and_wait(topics.JOBS.name, key=key, value=value, headers=headers)
+        await self._finish(observer, job_id)
+
+    async def _until_answered(self, observer: Observer) -> None:
+        """Wait until the service's answers stop coming in."""
+        known = -1
+        while known != len(observer.seen.predictions):
+            known = len(observer.seen.predictions)
+            await asyncio.sleep(1.0)
+
+    async def _wait(self, observer: Observer, ready: Callable[[Seen], Any], what: str, whose: str) -> Any:
+        deadline = time.monotonic() + _PATIENCE_S
+
+        def meanwhile() -> None:
+            self._keep_alive()
+            if time.monotonic() > deadline:
+                log_file = self.settings.paths.logs / f"{whose}.log"
+                raise DemoStuck(
+                    f"waited {_PATIENCE_S:.0f} s for {what}; the {whose}'s log is {log_file}. "
+                    "Run the same command again to go on, or with --fresh to begin anew"
+                )
+
+        return await observer.wait_for(ready, meanwhile=meanwhile)
+
+    @contextmanager
+    def _progress(self, first: int) -> Iterator[Callable[[int, Seen], None]]:
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} days"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[said]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            bar = progress.add_task("playing 2013", total=self.days, completed=first, said="")
+
+            def advance(day: int, seen: Seen) -> None:
+                rows = sum(w.summary.rows for w in seen.windows.values())
+                models = [v for name, v in seen.published if name == PIPELINE]
+                newest = max(models, default="none yet")
+                said = f"{rows:,} flights in {len(seen.windows)} windows; model {newest}"
+                progress.update(bar, completed=day + 1, said=said)
+
+            yield advance
+
+    async def _report(self, seen: Seen, player: Player, began: float) -> tuple[Report, Scores]:
+        scores = await asyncio.to_thread(
+            evaluate,
+            seen.predictions,
+            list(seen.published.values()),
+            live=PIPELINE,
+            static=STATIC,
+            until_ms=close_of_day_ms(self.days - 1),
+        )
+        dataset = Dataset(self.settings.paths.dataset / PIPELINE)
+        rows, dropped = _counted(dataset)
+        drawn = None
+        if scores.total["live"].rows:
+            drawn = await asyncio.to_thread(picture, scores, self.home / "scores.png")
+        live, static, persistence = (scores.total[n] for n in ("live", "static", "persistence"))
+        report = Report(
+            days=self.days,
+            events_in=player.events,
+            rows_committed=rows,
+            dead_lettered=dict(seen.dead_letters),
+            dropped=dropped,
+            windows_closed=len(seen.windows),
+            windows_amended=seen.amended,
+            decisions=dict(Counter(d.verdict for d in seen.decisions.values())),
+            jobs={
+                "succeeded": len(seen.succeeded),
+                "failed": len(seen.failed),
+                "skipped": len(seen.skipped),
+            },
+            models={
+                "published": len(seen.published),
+                "refused": len(seen.refused),
+                "adopted": len(seen.adopted),
+            },
+            auc=_told(live.auc),
+            log_loss=_told(live.log_loss),
+            accuracy=_told(live.accuracy),
+            static_auc=_told(static.auc),
+            static_log_loss=_told(static.log_loss),
+            persistence_auc=_told(persistence.auc),
+            persistence_log_loss=_told(persistence.log_loss),
+            scored=live.rows,
+            unanswered=scores.unanswered,
+            dishonest=scores.dishonest,
+            close_to_training_ms=_spread(_close_to_training(seen)),
+            trained_to_adopted_ms=_spread(_trained_to_adopted(seen)),
+            restarts=dict(self._restarts),
+            wall_s=round(time.monotonic() - began, 1),
+            dataset=dataset.uri,
+            artifacts=str(self.settings.paths.artifacts),
+            picture=str(drawn) if drawn else None,
+        )
+        return report, scores
+
+
+def _counted(dataset: Dataset) -> tuple[int, int]:
+    """Rows that the dataset holds, and repeats that its commits dropped."""
+    rows = pl.scan_delta(dataset.uri).select(pl.len()).collect().item()
+    dropped = sum(
+        sum(counts["dropped"].values())
+        for record in dataset.commits()
+        for counts in record.metadata.get("counts", {}).values()
+    )
+    return rows, dropped
+
+
+def _told(value: float) -> float | None:
+    return None if value != value else round(value, 5)  # noqa: PLR0124  (NaN is not itself)
+
+
+def _spread(values_ms: list[float]) -> dict[str, float | None]:
+    """Median and maximum."""
+    ordered = sorted(values_ms)
+    if not ordered:
+        return {"median": None, "max": None}
+    return {"median": ordered[len(ordered) // 2], "max": ordered[-1]}
+
+
+def _close_to_training(seen: Seen) -> list[float]:
+    """From the commit that closed a window to the start of its job's process."""
+    return [
+        float(event.started_ms - seen.requested[job_id].requested_ms)
+        for job_id, event in seen.started.items()
+        if job_id in seen.requested
+    ]
+
+
+def _trained_to_adopted(seen: Seen) -> list[float]:
+    """From the end of training to the service's adoption."""
+    spans = []
+    for key, event in seen.adopted.items():
+        published = seen.published.get(key)
+        done = published and seen.succeeded.get(published.manifest.lineage.job_id)
+        if done:
+            spans.append(float(event.adopted_ms - done.finished_ms))
+    return spans
+
+
+def _remembered_port(file: Path) -> int:
+    """A free port, the same in every run of one home: published models name it."""
+    if file.exists():
+        return int(file.read_text())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    file.write_text(str(port))
+    return port
+
+
+def begin_afresh(home: Path) -> None:
+    """Delete what an earlier demo left in its folder, and nothing else.
+
+    Raises:
+        InvalidConfiguration: the folder holds something that no demo wrote.
+    """
+    if not home.exists():
+        return
+    ours = {"kafka", "dataset", "artifacts", "jobs", "logs", "service", "faust", "store.port", "scores.png",
+            "report.json"}  # fmt: skip
+    foreign = sorted(p.name for p in home.iterdir() if p.name not in ours)
+    if foreign:
+        raise InvalidConfiguration(
+            f"{home} holds {', '.join(foreign)}, which the demo did not write; name another folder by --home"
+        )
+    shutil.rmtree(home)
+
+
+def show(report: Report, scores: Scores, console: Console, *, as_json: bool) -> None:
+    """Print the table and the counts, or one JSON object on standard output."""
+    if as_json:
+        print(json.dumps(report.as_json()))
+        return
+    if scores.by_month:
+        console.print(table(scores))
+    dead = sum(report.dead_lettered.values())
+    console.print(
+        f"{report.events_in:,} events in = {report.rows_committed:,} rows + {dead:,} dead letters + "
+        f"{report.dropped:,} repeats; {report.windows_closed} windows; {report.jobs['succeeded']} trainings; "
+        f"{report.models['published']} models published, {report.models['refused']} refused, "
+        f"{report.models['adopted']} adopted; {report.wall_s:.0f} s"
+    )
+    console.print(f"dataset {report.dataset}\nmodels  {report.artifacts}")
+    if report.picture:
+        console.print(f"picture {report.picture}")

@@ -1,0 +1,29 @@
+"""Run a worker in this process by Faust's own command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from faust.cli.faust import cli
+
+from infra.kafka.cluster import find_cluster
+from infra.settings import Settings
+
+
+def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
+    """`faust -A streams.app worker`, on the cluster that the settings mean; gives the exit code.
+
+    Any further arguments are Faust's own.
+    """
+    connection = find_cluster(settings)
+    if connection is not None:
+        os.environ["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
+    # Stock Faust binds its web server to all interfaces even when it is disabled.
+    web = [] if settings.worker.web_port is not None else ["--without-web"]
+    command = ["-A", "streams.app", "worker", "-l", settings.log.level.replace("warning", "warn"), *web]
+    try:
+        cli([*command, *arguments], standalone_mode=False)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
