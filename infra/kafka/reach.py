@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.conn import AIOKafkaConnection, collect_hosts
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -22,6 +22,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 from schemas.errors import InvalidConfiguration, Retryable
 
 from .connection import Connection
+
+CLOSE_TIMEOUT_S = 0.1
 
 
 class ClusterUnreachable(Retryable):
@@ -73,11 +75,14 @@ async def ask(connection: Connection, host: str, port: int, *, timeout_s: float)
     arguments["request_timeout_ms"] = int(timeout_s * 1000)
     with _explained(connection, f"{host}:{port}", timeout_s):
         await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        answering = await create_conn(host, port, **arguments)
+        answering = AIOKafkaConnection(host, port, **arguments)
         try:
+            await answering.connect()
             response = await answering.send(MetadataRequest([]))
         finally:
-            answering.close()
+            # The socket closes a moment later; a loop that ends before that leaves it open with a warning.
+            if closed := answering.close():
+                await asyncio.wait([closed], timeout=CLOSE_TIMEOUT_S)
     assert response is not None
     metadata = response.to_object()
     brokers = tuple((broker["node_id"], broker["host"], broker["port"]) for broker in metadata["brokers"])
