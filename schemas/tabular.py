@@ -1,0 +1,183 @@
+"""A small declarative network for rows of mixed columns: it travels as weights and plain data, never as code.
+
+Shapes: N rows, C categorical columns, V numeric columns, T times of the calendar.
+
+    codes_NC  int64, 0 for a value that the vocabulary lacks
+    values_NV float32, standardised, 0 where absent
+    absent_NV float32, 1 where absent
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import torch
+from torch import nn
+
+Columns = Mapping[str, Any]
+
+_CLIP = 4.0
+_HOUR_MS = 3_600_000
+_DAY_MS = 86_400_000
+
+
+class TabularNetwork(nn.Module):
+    """Embeddings of categories beside standardised numbers, then a perceptron; one logit a row.
+
+    `config` is plain data:
+        categorical: [{"name", "vocabulary": [...], "dim"}], numeric: [{"name", "mean", "scale"}],
+        calendar: {"column", "zone"} or null: hour, weekday and time of day of a column of epoch ms,
+        hidden: [sizes], dropout: share dropped in training.
+    """
+
+    architecture = "tabular"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = copy.deepcopy(dict(config))
+        self._categorical = self.config["categorical"]
+        self._numeric = self.config["numeric"]
+        self._calendar = self.config.get("calendar")
+        self._codes = [{v: i + 1 for i, v in enumerate(c["vocabulary"])} for c in self._categorical]
+        self._mean = np.array([c["mean"] for c in self._numeric], dtype=np.float64)
+        self._scale = np.array([c["scale"] for c in self._numeric], dtype=np.float64)
+        self.embeddings = nn.ModuleDict(
+            {c["name"]: nn.Embedding(len(c["vocabulary"]) + 1, c["dim"]) for c in self._categorical}
+        )
+        for embedding in self.embeddings.values():
+            nn.init.normal_(embedding.weight, std=0.05)
+        width = sum(c["dim"] for c in self._categorical) + 2 * len(self._numeric)
+        layers: list[nn.Module] = []
+        for size in self.config["hidden"]:
+            layers += [nn.Linear(width, size), nn.SiLU(), nn.Dropout(self.config.get("dropout", 0.0))]
+            width = size
+        self.head = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TabularNetwork:
+        """The network that a model's manifest describes, its weights still random."""
+        return cls(config)
+
+    def encode(self, columns: Columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Columns of N rows to (codes_NC, values_NV, absent_NV); no loop over rows but for texts' codes.
+
+        A column that is missing counts as absent throughout.
+        """
+        columns = self._with_calendar(columns)
+        rows = len(next(iter(columns.values()))) if columns else 0
+        codes = np.zeros((rows, len(self._categorical)), dtype=np.int64)
+        for i, (declared, known) in enumerate(zip(self._categorical, self._codes, strict=True)):
+            if declared["name"] in columns:
+                codes[:, i] = [known.get(value, 0) for value in _listed(columns[declared["name"]])]
+        values = np.full((rows, len(self._numeric)), np.nan)
+        for i, declared in enumerate(self._numeric):
+            if declared["name"] in columns:
+                values[:, i] = _floats(columns[declared["name"]])
+        values = np.clip((values - self._mean) / self._scale, -_CLIP, _CLIP)
+        absent = ~np.isfinite(values)
+        values[absent] = 0.0
+        return (
+            torch.from_numpy(codes),
+            torch.from_numpy(values.astype(np.float32)),
+            torch.from_numpy(absent.astype(np.float32)),
+        )
+
+    def forward(self, codes: torch.Tensor, values: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
+        """Logits (N,)."""
+        parts = [embedding(codes[:, i]) for i, embedding in enumerate(self.embeddings.values())]
+        return self.head(torch.cat([*parts, values, absent], dim=1)).squeeze(1)
+
+    def predict(self, columns: Columns) -> np.ndarray:
+        """Probabilities (N,) as float64."""
+        was_training = self.training
+        self.eval()
+        device = next(self.parameters()).device
+        with torch.inference_mode():
+            chance = torch.sigmoid(self(*(t.to(device) for t in self.encode(columns))))
+        self.train(was_training)
+        return chance.double().cpu().numpy()
+
+    def take_over(self, weights: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> bool:
+        """Start from another network's weights, words matched by name. False where the shapes differ.
+
+        A vocabulary may have grown or lost words: known words keep their vectors, new ones start afresh.
+        """
+        own = self.state_dict()
+        theirs = {c["name"]: c["vocabulary"] for c in config["categorical"]}
+        taken = dict(own)
+        for name, tensor in own.items():
+            other = weights.get(name)
+            if other is None:
+                return False
+            column = name.split(".")[1] if name.startswith("embeddings.") else None
+            if column is not None:
+                if other.shape[1] != tensor.shape[1]:
+                    return False
+                merged = tensor.clone()
+                merged[0] = other[0]
+                place = {word: i + 1 for i, word in enumerate(theirs.get(column, []))}
+                mine = next(c["vocabulary"] for c in self._categorical if c["name"] == column)
+                for i, word in enumerate(mine):
+                    if word in place:
+                        merged[i + 1] = other[place[word]]
+                taken[name] = merged
+            elif other.shape != tensor.shape:
+                return False
+            else:
+                taken[name] = other
+        self.load_state_dict(taken)
+        return True
+
+    def _with_calendar(self, columns: Columns) -> Columns:
+        if self._calendar is None or self._calendar["column"] not in columns:
+            return columns
+        return {**columns, **calendar(columns[self._calendar["column"]], zone=self._calendar["zone"])}
+
+
+def calendar(times_ms: Any, *, zone: str) -> dict[str, np.ndarray]:
+    """`hour`, `weekday` (Monday is 0) and `minute_of_day` of epoch ms, in a time zone.
+
+    The zone's offset is looked up once for each hour that occurs, not for each row.
+    """
+    times = np.asarray(_floats(times_ms), dtype=np.float64)
+    known = np.where(np.isfinite(times), times, 0.0).astype(np.int64)
+    hours, inverse = np.unique(known // _HOUR_MS, return_inverse=True)
+    where = ZoneInfo(zone)
+    offsets = np.array(
+        [
+            int(
+                datetime.fromtimestamp(int(h) * 3600, UTC).astimezone(where).utcoffset().total_seconds()
+                * 1000
+            )  # type: ignore[union-attr]
+            for h in hours
+        ],
+        dtype=np.int64,
+    )
+    local = known + offsets[inverse] if len(hours) else known
+    return {
+        "hour": local // _HOUR_MS % 24,
+        # 1 January 1970 was a Thursday.
+        "weekday": (local // _DAY_MS + 3) % 7,
+        "minute_of_day": (local // 60_000 % 1440).astype(np.float64),
+    }
+
+
+def _listed(column: Any) -> Sequence[Any]:
+    if hasattr(column, "to_list"):
+        return column.to_list()
+    if hasattr(column, "tolist"):
+        return column.tolist()
+    return column
+
+
+def _floats(column: Any) -> np.ndarray:
+    """Any column of numbers as float64, absent ones as NaN."""
+    array = column.to_numpy() if hasattr(column, "to_numpy") else np.asarray(column)
+    if array.dtype == object:
+        array = np.array([np.nan if v is None else v for v in array])
+    return array.astype(np.float64)

@@ -1,0 +1,67 @@
+"""What user code of a training sees, and what it gives back.
+
+User code is one function, named by the job as "package.module:train":
+
+    def train(ctx: TrainingContext) -> Model: ...
+
+It gets labelled rows as columns and returns a network of `schemas.tabular` (or anything that keeps
+`Model`'s interface). It never sees the rows that it will be judged on. It may print; it may be killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import polars as pl
+import torch
+
+
+class Model(Protocol):
+    """What a training returns: weights, and how a service rebuilds the network from plain data."""
+
+    architecture: str
+    config: dict[str, Any]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Weights by name."""
+        ...
+
+    def predict(self, columns: Mapping[str, Any]) -> Any:
+        """Probabilities (N,) for N rows given by column."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """One training's data, parameters and surroundings.
+
+    Attributes:
+        rows: labelled rows sorted by event time: the features, the label's column as 0 and 1, `_time`.
+        features: names of the feature columns.
+        label: name of the label's column.
+        params: the experiment's parameters.
+        seed: seeds every generator; torch is seeded with it already.
+        device: where to train.
+        parent: weights of the live model, when the experiment warm-starts from it.
+        parent_config: the live model's configuration.
+    """
+
+    rows: pl.DataFrame
+    features: list[str]
+    label: str
+    params: Mapping[str, Any]
+    seed: int
+    device: torch.device
+    parent: dict[str, torch.Tensor] | None = None
+    parent_config: dict[str, Any] | None = None
+    _report: Callable[[int, int, dict[str, float]], None] = field(default=lambda *_: None, repr=False)
+
+    def progress(self, step: int, of: int, **metrics: float) -> None:
+        """Say how far the training is; shown to people and kept as the job's curve."""
+        self._report(step, of, {name: float(value) for name, value in metrics.items()})
+
+    def labels(self) -> torch.Tensor:
+        """The label as float32 (N,), on the CPU."""
+        return torch.from_numpy(self.rows.get_column(self.label).cast(pl.Float32).to_numpy().copy())

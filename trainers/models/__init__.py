@@ -1,0 +1,1 @@
+"""Model code that comes with Tidemill: functions of a `TrainingContext`."""
