@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.kafka.broker import is_free
 from infra.kafka.cluster import find_cluster
 from infra.kafka.jars import JARS, KAFKA_VERSION, faulty_jars, jar_folder
 from infra.kafka.java import NoJava, find_java
+from infra.kafka.ports import holder_of, is_free
 from infra.kafka.reach import reach
 from infra.kafka.readiness import run_apart
-from infra.kafka.running import holder_of, running_on
+from infra.kafka.running import running_on
 from infra.kafka.topics import compare
 from infra.settings_model import Settings
 from schemas.errors import TidemillError

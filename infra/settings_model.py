@@ -112,8 +112,8 @@ class Worker(_Section):
     pipeline: str = "streams.pipelines.flights"
     """The pipeline it runs: a module, or the path of a Python file."""
     member: str | None = None
-    """A name that stays the same over restarts and differs between workers: after a crash the worker takes its
-    partitions back at once, instead of when its session has timed out."""
+    """A name that stays the same over restarts and differs between workers: after a crash the worker takes
+    its partitions back at once, instead of when its session has timed out."""
     session_timeout_ms: PositiveInt = 10_000
     """A worker silent for so long loses its partitions to the others."""
     batch_rows: PositiveInt = 50_000

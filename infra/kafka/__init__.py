@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .broker import BrokerAlreadyRuns, BrokerFailed, EmbeddedBroker, PortInUse
+from .broker import BrokerAlreadyRuns, BrokerFailed, EmbeddedBroker
 from .cluster import embedded_broker, find_cluster, open_cluster
 from .connection import Connection, connect_to
 from .jars import KAFKA_VERSION, JarUnavailable, provide_jars
 from .java import JavaRuntime, NoJava, find_java
+from .ports import PortInUse
 from .reach import ClusterRefuses, ClusterUnreachable, reach
 from .running import RunningBroker, running_on
 from .storage import StaleData

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +18,7 @@ from rich.console import Console
 from infra import atomic_file
 from schemas.errors import InvalidConfiguration, TidemillError
 
-from . import running, storage
+from . import ports, running, storage
 from .jars import KAFKA_VERSION, provide_jars
 from .java import clean_environment, find_java
 from .readiness import run_apart, serving_cluster
@@ -35,10 +33,6 @@ PORT_ATTEMPTS = 3
 
 class BrokerFailed(TidemillError):
     """The broker ended, or was not ready in time; the message ends with the log's last lines."""
-
-
-class PortInUse(InvalidConfiguration):
-    """Somebody else listens on the port that the broker was told to use."""
 
 
 class BrokerAlreadyRuns(InvalidConfiguration):
@@ -149,7 +143,7 @@ class EmbeddedBroker:
                 self._refuse_second_broker()
                 origin = storage.examine(self.data_dir, cluster_id=self._cluster_id)
                 if self._named_port:
-                    _refuse_busy_port(self._named_port)
+                    ports.refuse_busy(self._named_port)
                 if origin is None:
                     origin = storage.format_storage(
                         self.data_dir, command, cluster_id=self._cluster_id, options=self._format_options
@@ -223,11 +217,11 @@ class EmbeddedBroker:
         # A free port may be taken between our look and the broker's bind (the controller has one, too): then
         # others are tried.
         for attempt in range(PORT_ATTEMPTS):
-            port = self._named_port or _free_port(preferred=origin.port if attempt == 0 else None)
+            port = self._named_port or ports.free_port(preferred=origin.port if attempt == 0 else None)
             try:
                 self._start_on(port, command, origin)
-            except PortInUse:
-                if attempt == PORT_ATTEMPTS - 1 or (self._named_port and not is_free(port)):
+            except ports.PortInUse:
+                if attempt == PORT_ATTEMPTS - 1 or (self._named_port and not ports.is_free(port)):
                     raise
             else:
                 storage.remember(self.data_dir, origin, port=port)
@@ -238,7 +232,7 @@ class EmbeddedBroker:
         text = storage.properties(
             storage.log_directory(self.data_dir),
             port=port,
-            controller_port=_free_port(),
+            controller_port=ports.free_port(),
             advertised=self._advertised,
             settings=self._broker_settings,
         )
@@ -283,11 +277,11 @@ class EmbeddedBroker:
             if not broker.is_alive():
                 tail = self.log_tail()
                 if "Address already in use" in tail:
-                    raise _port_in_use(broker.port)
+                    raise ports.in_use(broker.port)
                 raise BrokerFailed(
                     f"the broker ended while it started{_hint(tail)}; {self.log_file} says:\n{tail}"
                 )
-            if _answers(broker.port):
+            if ports.answers(broker.port):
                 cluster = run_apart(lambda: serving_cluster(broker.host, broker.port))
                 if cluster == origin.cluster_id:
                     return
@@ -318,44 +312,3 @@ def _hint(tail: str) -> str:
     if "Failed to acquire lock on file .lock" in tail:
         return " because another broker holds its data (stop that one, or name another folder by paths.home)"
     return ""
-
-
-def _port_in_use(port: int) -> PortInUse:
-    holder = running.holder_of(port) or "another process"
-    return PortInUse(
-        f"port {port} is in use by {holder}; stop that, or set broker.port to a free one (0 finds one)"
-    )
-
-
-def _refuse_busy_port(port: int) -> None:
-    if not is_free(port):
-        raise _port_in_use(port)
-
-
-def is_free(port: int) -> bool:
-    """Whether the broker could listen on `port`."""
-    with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as the broker will: TIME_WAIT does not block
-        try:
-            probe.bind((storage.LISTEN_HOST, port))
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False
-            raise
-    return True
-
-
-def _free_port(preferred: int | None = None) -> int:
-    if preferred and is_free(preferred):
-        return preferred
-    with socket.socket() as probe:
-        probe.bind((storage.LISTEN_HOST, 0))
-        return probe.getsockname()[1]
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((storage.LISTEN_HOST, port)) == 0

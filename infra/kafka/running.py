@@ -77,21 +77,3 @@ def running_on(data_dir: Path) -> RunningBroker | None:
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return broker if broker.is_alive() else None
-
-
-def holder_of(port: int) -> str | None:
-    """Who listens on TCP `port` here, in words; None if nobody, or if the system does not tell."""
-    try:
-        connections = psutil.net_connections(kind="tcp")
-    except (psutil.AccessDenied, OSError):
-        return None
-    for connection in connections:
-        address: tuple[str, int] | tuple[()] = connection.laddr
-        if connection.status == psutil.CONN_LISTEN and address[1:] == (port,) and connection.pid:
-            try:
-                process = psutil.Process(connection.pid)
-                name = "an embedded Kafka broker" if MAIN_CLASS in process.cmdline() else process.name()
-            except psutil.Error:
-                name = "a process"
-            return f"{name} (pid {connection.pid})"
-    return None
