@@ -19,7 +19,7 @@ class PortInUse(InvalidConfiguration):
 
 def in_use(port: int) -> PortInUse:
     """The error for a port that the broker cannot have, with its holder if the system tells."""
-    holder = holder_of(port) or ("nobody, but for root only," if port < 1024 else "another process")
+    holder = holder_of(port) or ("root alone (ports below 1024)" if port < 1024 else "another process")
     return PortInUse(
         f"port {port} is in use by {holder}; stop that, or set broker.port to a free one (0 finds one)"
     )
