@@ -153,4 +153,6 @@ def unwrap_as(envelope: Envelope, contract: type[A]) -> A:
     try:
         return msgspec.json.decode(envelope.data, type=contract)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NotAnAnnouncement(f"event {envelope.id!r} breaks the contract of {envelope.type}: {error}") from error
+        raise NotAnAnnouncement(
+            f"event {envelope.id!r} breaks the contract of {envelope.type}: {error}"
+        ) from error

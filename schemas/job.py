@@ -9,7 +9,6 @@ from msgspec import Meta, Struct, field
 from .contract import Announcement, announces
 from .features import FeatureSpec
 from .raw import TimeMs
-from .window import Window
 
 
 class DatasetRange(Struct, frozen=True, kw_only=True):
@@ -59,7 +58,9 @@ class Experiment(Struct, frozen=True, kw_only=True):
     pipeline: str
     model: Annotated[str, Meta(description="name under which services follow it")]
     code: Annotated[str, Meta(description="`package.module:function`, importable by the trainer")]
-    code_sha256: Annotated[str, Meta(description="hash of the module's source; empty: the trainer's is taken")] = ""
+    code_sha256: Annotated[
+        str, Meta(description="hash of the module's source; empty: the trainer's is taken")
+    ] = ""
     training: DatasetRange
     evaluation: DatasetRange | None
     spec: FeatureSpec

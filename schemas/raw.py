@@ -29,9 +29,7 @@ class Flight(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     origin: Code
     dest: Code
     distance: Annotated[float, Meta(description="statute miles")]
-    scheduled_arrival_hhmm: Annotated[
-        int, Meta(ge=0, le=2400, description="local time at the destination")
-    ]
+    scheduled_arrival_hhmm: Annotated[int, Meta(ge=0, le=2400, description="local time at the destination")]
 
 
 class Departure(Struct, frozen=True, gc=False, forbid_unknown_fields=True):

@@ -34,8 +34,12 @@ class Summary(Struct, frozen=True, kw_only=True):
     """What is known of a window's rows. The merge of its commits' summaries, whatever their order."""
 
     rows: int = 0
-    rejected: Annotated[dict[str, int], Meta(description="dead letters by rule")] = field(default_factory=dict)
-    dropped: Annotated[dict[str, int], Meta(description="duplicates and such by rule")] = field(default_factory=dict)
+    rejected: Annotated[dict[str, int], Meta(description="dead letters by rule")] = field(
+        default_factory=dict
+    )
+    dropped: Annotated[dict[str, int], Meta(description="duplicates and such by rule")] = field(
+        default_factory=dict
+    )
     tags: dict[str, int] = field(default_factory=dict)
     columns: dict[str, Moments] = field(default_factory=dict)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import faust
 import structlog
-from faust.types import StreamT
 
 from infra import settings as configuration
 from infra.kafka.connection import Connection, connect_to
@@ -87,7 +86,7 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
     )
 
     @app.agent(app.topic(*pipeline.sources()), name=f"ingest.{pipeline.name}")
-    async def ingest(stream: StreamT) -> None:
+    async def ingest(stream: Any) -> None:  # Faust's StreamT knows neither noack() nor what events() yields
         async for event in stream.noack().events():
             message = event.message
             await app.worker.accept(message.tp, event.value, event.ack)

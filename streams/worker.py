@@ -458,8 +458,8 @@ class StreamWorker:
         if stands.version > self._ledger.version():
             raise PositionLost(
                 f"pipeline {self.pipeline.name} has announced dataset version {stands.version}, but the "
-                f"dataset at {self.uri} ends at {self._ledger.version()}: it is not the one that was announced; "
-                "restore it, or run the pipeline under a new name"
+                f"dataset at {self.uri} ends at {self._ledger.version()}: it is not the one that was "
+                "announced; restore it, or run the pipeline under a new name"
             )
         progress = await asyncio.to_thread(
             recall,
@@ -497,7 +497,7 @@ def _check_bounds(partition: Partition, at: int | None, first: int, end: int) ->
     if at < first:
         raise PositionLost(
             f"{name}: the ledger stands at offset {at}, but the topic begins at {first}: {first - at} "
-            "records expired unread; restore them, or give the pipeline a new name to begin with what is there"
+            "records expired unread; restore them, or give the pipeline a new name to begin with the rest"
         )
     if at > end:
         raise PositionLost(

@@ -38,7 +38,7 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             client_id=conf.broker_client_id,
             group_id=conf.id,
             group_instance_id=conf.consumer_group_instance_id,
-            bootstrap_servers=server_list(transport.url, transport.default_port),
+            bootstrap_servers=",".join(server_list(transport.url, transport.default_port)),
             partition_assignment_strategy=[self._assignor],
             enable_auto_commit=False,
             # Positions come from the ledger. Where a position has expired the fetcher goes to the
@@ -82,8 +82,8 @@ class FrameFetchThread(AIOKafkaConsumerThread):
     async def _fetch_records(self, consumer, active_partitions, timeout=None, max_records=None):  # noqa: ARG002, ASYNC109
         if not self.consumer.flow_active:
             return {}
-        fetcher: Fetcher = consumer._fetcher
-        if consumer._closed or fetcher._closed:
+        fetcher: Fetcher | None = consumer._fetcher
+        if consumer._closed or fetcher is None or fetcher._closed:
             raise ConsumerStoppedError
         # A copy: Faust empties the live set while it rebalances, and an empty set reads as "all".
         wanted = frozenset(active_partitions)
@@ -135,9 +135,12 @@ def _take_fetched(fetcher: Fetcher, wanted: frozenset[TP]) -> dict[TP, list[Fram
 
 
 def _take(fetched: FetchResult, tp: TopicPartition) -> Frame | None:
-    if not fetched.check_assignment(tp) or not fetched.has_more():
+    if not fetched.check_assignment(tp):
         return None
-    frame = read_frame(fetched._partition_records, topic=tp.topic, partition=tp.partition)
+    records = fetched._partition_records
+    if records is None:  # read to its end
+        return None
+    frame = read_frame(records, topic=tp.topic, partition=tp.partition)
     fetched._update_position()
     fetched._partition_records = None
     return frame
