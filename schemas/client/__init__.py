@@ -1,0 +1,16 @@
+"""What a service uses: follow a model by name, and always hold the newest one that is good."""
+
+from __future__ import annotations
+
+from .errors import ArtifactMismatch, ModelUnusable, StoreNotAllowed, StoreUnavailable
+from .follow import ModelFollower
+from .load import LoadedModel
+
+__all__ = [
+    "ModelFollower",
+    "LoadedModel",
+    "ArtifactMismatch",
+    "ModelUnusable",
+    "StoreNotAllowed",
+    "StoreUnavailable",
+]
