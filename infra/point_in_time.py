@@ -126,9 +126,12 @@ def _as_of(events: pl.DataFrame, known: pl.DataFrame, feature: AsOf) -> pl.DataF
     values = known.select(
         "_time",
         *feature.by,
+        pl.col("_time").alias("_seen"),
         **{name: pl.col(column) for name, column in feature.columns.items() if name not in feature.by},
     )
-    return _newest(events, values, feature.by, tolerance_ms=feature.max_age_ms).select(*feature.columns)
+    newest = _newest(events, values, feature.by, tolerance_ms=feature.max_age_ms)
+    age = [(pl.col("_time") - pl.col("_seen")).alias(feature.age)] if feature.age else []
+    return newest.select(*feature.columns, *age)
 
 
 def _newest(

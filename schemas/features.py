@@ -18,13 +18,19 @@ class AsOf(Struct, frozen=True, kw_only=True, tag="as_of"):
     """Newest row of another source that was known at the event's time.
 
     A row further back than `max_age_ms` counts as absent: its columns are null.
-    `columns` maps a feature's name to the source's column.
+    `columns` maps a feature's name to the source's column; `age`, if named, is the feature that says how
+    old that row was, in ms.
     """
 
     source: Annotated[str, Meta(description="topic of the source that is looked up")]
     by: tuple[str, ...]
     columns: dict[str, str]
     max_age_ms: Annotated[int, Meta(gt=0)]
+    age: str = ""
+
+    def names(self) -> list[str]:
+        """Features that it gives."""
+        return [*self.columns, *([self.age] if self.age else [])]
 
 
 class Trailing(Struct, frozen=True, kw_only=True, tag="trailing"):
@@ -38,6 +44,10 @@ class Trailing(Struct, frozen=True, kw_only=True, tag="trailing"):
     by: tuple[str, ...]
     over_ms: Annotated[int, Meta(gt=0)]
     aggregates: dict[str, tuple[Aggregate, str]]
+
+    def names(self) -> list[str]:
+        """Features that it gives."""
+        return list(self.aggregates)
 
 
 Feature = AsOf | Trailing
@@ -76,5 +86,5 @@ class FeatureSpec(Struct, frozen=True, kw_only=True):
         """Feature columns in their declared order."""
         names = list(self.columns)
         for feature in self.features:
-            names += feature.columns if isinstance(feature, AsOf) else feature.aggregates
+            names += feature.names()
         return names

@@ -19,7 +19,7 @@ SPEC = FeatureSpec(
     key="id",
     columns=("place",),
     features=(
-        AsOf(source="weather", by=("place",), columns={"wind": "speed"}, max_age_ms=20),
+        AsOf(source="weather", by=("place",), columns={"wind": "speed"}, max_age_ms=20, age="wind_age"),
         Trailing(
             source="left",
             by=("place",),
@@ -79,6 +79,8 @@ def test_features_equal_their_definition_read_naively(flights, weather, left) ->
         known = [v for v in near if v is not None]
         everywhere = [v for time, _, v in left if t - 30 < time <= t and v is not None]
         assert answer["wind"] == newest(weather, t, place, 20)
+        seen = [time for time, p, _ in weather if p == place and t - 20 <= time <= t]
+        assert answer["wind_age"] == (t - max(seen) if seen else None)
         assert answer["n"] == len(near)
         assert answer["worst"] == max(known, default=None)
         assert answer["best"] == min(known, default=None)

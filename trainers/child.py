@@ -1,91 +1,86 @@
-"""The process of one job: waits warm, takes one assignment, does it, and ends.
+"""A job's own process, just forked from the standby: one assignment in, reports out, then it ends.
 
-    stdin                   one line of JSON: the assignment
-    descriptor of argv[1]   lines of JSON back: progress, and one result
-    stdout and stderr       the job's log
-
-Torch and polars are imported before the assignment comes, so that a job starts at once.
+Its standard output and error are the job's log. Whatever user code does here ends with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import math
 import os
+import resource
+import signal
+import socket
 import sys
 import threading
 import time
 import traceback
-
-import msgspec
+from pathlib import Path
 
 from schemas.errors import Rejected, Retryable
-from trainers.work import Assignment, NothingToTrainOn, Outcome, perform
+from trainers.assignment import Assignment, Began, Done, Failed, Progress, Report, Skipped
+from trainers.channel import packed, receive
+from trainers.work import NothingToTrainOn, perform
 
-_PROGRESS_EVERY_S = 0.25
-
-
-class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One line from the child: it is ready, how far it is, or what came of it (one of the last three)."""
-
-    ready: bool = False
-    step: int = 0
-    of: int = 0
-    metrics: dict[str, float] = {}
-    outcome: Outcome | None = None
-    skipped: str | None = None
-    failed: str | None = None
+_PROGRESS_EVERY_S = 0.1
+_NICENESS = 5
+_FIRST_TO_GO = "500"
 
 
-def main(reports_descriptor: int) -> int:
-    """Wait for the assignment and do it. Exit code 0 when a result was reported, whatever it is."""
-    with os.fdopen(reports_descriptor, "wb", buffering=0) as reports:
-        lock = threading.Lock()
-
-        def say(report: Report) -> None:
-            with lock:
-                reports.write(msgspec.json.encode(report) + b"\n")
-
-        _warm_up()
-        say(Report(ready=True))
-        line = sys.stdin.buffer.readline()
-        if not line.strip():
-            return 0  # the trainer ended before there was a job
-        assignment = msgspec.json.decode(line, type=Assignment)
-        said_s = 0.0
-
-        def progress(step: int, of: int, metrics: dict[str, float]) -> None:
-            nonlocal said_s
-            now = time.monotonic()
-            if now - said_s >= _PROGRESS_EVERY_S or step >= of:
-                said_s = now
-                say(Report(step=step, of=of, metrics=metrics))
-
-        try:
-            say(Report(outcome=perform(assignment, progress)))
-        except NothingToTrainOn as reason:
-            say(Report(skipped=str(reason)))
-        except (Rejected, Retryable) as error:
-            say(Report(failed=str(error)))
-        except BaseException as error:  # user code may raise anything, SystemExit too
-            traceback.print_exc()
-            sys.stderr.flush()
-            say(Report(failed=f"{type(error).__name__}: {error}"))
-    return 0
+def run(channel: socket.socket) -> None:
+    """Take the assignment from the channel, do it, say what came of it."""
+    assignment = receive(channel, Assignment)
+    if assignment is None:
+        return
+    say = _Reporter(channel)
+    say(Began(pid=os.getpid(), started_ms=int(time.time() * 1000)))
+    _settle_in(assignment)
+    try:
+        say(Done(outcome=perform(assignment, say.progress)))
+    except NothingToTrainOn as reason:
+        say(Skipped(reason=str(reason)))
+    except (Rejected, Retryable) as error:
+        traceback.print_exc()
+        say(Failed(reason=str(error)))
+    except BaseException as error:  # user code may raise anything, SystemExit too
+        traceback.print_exc()
+        say(Failed(reason=f"{type(error).__name__}: {error}"[:2000]))
 
 
-def _warm_up() -> None:
-    """Pay once, before there is a job, for what the first use of each library costs."""
-    import polars as pl
-    import torch
+def _settle_in(assignment: Assignment) -> None:
+    """A good neighbour: a lower priority than the streams, first to go when memory ends, no core dumps."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
+    os.environ["POLARS_MAX_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(assignment.threads)
+    if assignment.gpu_uuid is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = assignment.gpu_uuid
 
-    torch.zeros(2, 2).matmul(torch.zeros(2, 2))
-    layer = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.zeros(2, 2)).sum().backward()
-    optimizer.step()
-    pl.DataFrame({"a": [1]}).join_asof(pl.DataFrame({"a": [1], "b": [2]}).set_sorted("a"), on="a")
-    if torch.cuda.is_available():
-        torch.zeros(1, device="cuda")
 
+class _Reporter:
+    """Sends reports; progress at most some times a second, since user code may call it in its inner loop."""
 
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._said_s = -_PROGRESS_EVERY_S
+
+    def __call__(self, report: Report) -> None:
+        with self._lock:
+            self._channel.sendall(packed(report))
+
+    def progress(self, step: int, of: int, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        if now - self._said_s < _PROGRESS_EVERY_S and step < of:
+            return
+        self._said_s = now
+        # JSON has no NaN; a curve with a hole says it as well.
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self(Progress(step=step, of=of, metrics=finite))

@@ -1,149 +1,225 @@
-"""The trainer's side of a job's process: a warm one stands by; a job takes it; its death is noticed."""
+"""The trainer's side of the standby and of its jobs' processes: begin one, hear it, notice its death."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
+import socket
 import sys
-from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
+from schemas.errors import Retryable
+from trainers.assignment import Assignment, Done, Failed, Report, Skipped
+from trainers.channel import messages, packed
+from trainers.standby import COMMAND, FORK, KILL, Ended, News, Warm
 
-from trainers.child import Report
-from trainers.work import Assignment
-
-_PR_SET_PDEATHSIG = 1
-_LOG_TAIL_BYTES = 4_000
-_LINE_LIMIT = 16 * 2**20
-
-
-def _die_with_the_trainer() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+_LOG_TAIL_BYTES = 8_000
+_LOG_LIMIT_BYTES = 64 * 2**20
+_LOG_LOOK_S = 1.0
 
 
-@dataclass
+class StandbyDied(Retryable):
+    """The warm process did not come up, or is gone."""
+
+
 class JobProcess:
-    """One child: warm, then at work, then gone."""
+    """One job's process, from its fork to its end."""
 
-    log_file: Path
-    _process: asyncio.subprocess.Process | None = None
-    _reports: asyncio.StreamReader | None = None
-    _transport: asyncio.ReadTransport | None = None
-    _ready: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, number: int, channel: socket.socket, log_file: Path, standby: Standby) -> None:
+        self.log_file = log_file
+        self._number = number
+        self._channel = channel
+        self._standby = standby
+        self._ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
-    async def start(self) -> None:
-        """Start it; it warms up by itself."""
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        read_end, write_end = os.pipe()
+    async def reports(self, assignment: Assignment) -> AsyncIterator[Report]:
+        """Hand over the assignment; what the process says until it has a result or is gone."""
+        reader, writer = await asyncio.open_connection(sock=self._channel)
+        watching = asyncio.create_task(self._bound_log())
         try:
-            with self.log_file.open("wb") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "trainers.child",
-                    str(write_end),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(write_end,),
-                    preexec_fn=_die_with_the_trainer,
-                    start_new_session=True,
-                )
-        finally:
-            os.close(write_end)
-        loop = asyncio.get_running_loop()
-        self._reports = asyncio.StreamReader(limit=_LINE_LIMIT)
-        pipe = os.fdopen(read_end, "rb", buffering=0)
-        self._transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(self._reports),
-            pipe,  # type: ignore[arg-type]
-        )
-
-    async def run(self, assignment: Assignment) -> AsyncIterator[Report]:
-        """Give it its job; yields what it reports until it has a result or is gone."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with contextlib.suppress(ConnectionError):
-            self._process.stdin.write(msgspec.json.encode(assignment) + b"\n")
-            await self._process.stdin.drain()
-        assert self._reports is not None
-        while line := await self._reports.readline():
-            report = msgspec.json.decode(line, type=Report)
-            if not report.ready:
+            with contextlib.suppress(ConnectionError):
+                writer.write(packed(assignment))
+                await writer.drain()
+            async for report in messages(reader, Report):  # type: ignore[arg-type]
                 yield report
-            if report.outcome is not None or report.skipped is not None or report.failed is not None:
-                return
+                if isinstance(report, Done | Skipped | Failed):
+                    return
+        finally:
+            watching.cancel()
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
-    async def warm(self) -> bool:
-        """Wait until it is ready for a job. False if it died before."""
-        assert self._reports is not None
-        return bool(await self._reports.readline())
+    async def _bound_log(self) -> None:
+        """A job that prints without end fills no disk: its log begins anew."""
+        while True:
+            await asyncio.sleep(_LOG_LOOK_S)
+            if self.log_file.stat().st_size > _LOG_LIMIT_BYTES:
+                os.truncate(self.log_file, 0)
 
-    def is_alive(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.returncode is None
+    def kill(self) -> None:
+        """End it, with all that it started."""
+        self._standby.kill(self._number)
 
-    async def end(self) -> int | None:
-        """Kill it with all that it started, and wait. Gives its exit code, negative for a signal."""
-        if self._process is None:
-            return None
-        # A result may be out before the process is; it gets a moment to leave by itself.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), 0.2)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        code = await self._process.wait()
-        if self._transport is not None:
-            self._transport.close()
-        return code
+    async def ended(self) -> int | None:
+        """Wait until it is gone. Its exit code, negative for a signal; None if the standby went with it."""
+        return await asyncio.shield(self._ended)
+
+    def note_end(self, code: int | None) -> None:
+        """The standby has reaped it, or is gone itself."""
+        if not self._ended.done():
+            self._ended.set_result(code)
 
     def log_tail(self) -> str:
         """The end of what it printed."""
-        if not self.log_file.exists():
+        try:
+            with self.log_file.open("rb") as log:
+                log.seek(0, os.SEEK_END)
+                log.seek(max(0, log.tell() - _LOG_TAIL_BYTES))
+                return log.read().decode("utf-8", "replace")
+        except OSError:
             return ""
-        with self.log_file.open("rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - _LOG_TAIL_BYTES))
-            return log.read().decode("utf-8", "replace")
 
 
 class Standby:
-    """Keeps some processes warm, so that no job pays for torch's import."""
+    """Keeps one warm process, from which every job is forked."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder = folder
-        self._count = count
-        self._waiting: deque[JobProcess] = deque()
+    def __init__(self, log_file: Path) -> None:
+        self._log_file = log_file
+        self._jobs: dict[int, JobProcess] = {}
         self._serial = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._control: socket.socket | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._warm: asyncio.Future[Warm] | None = None
 
-    async def fill(self) -> None:
-        """Start what is missing; they warm up in the background."""
-        while len(self._waiting) < self._count:
-            self._waiting.append(await self._new())
+    @property
+    def pid(self) -> int:
+        """Process id of the warm process; 0 before it was started."""
+        return self._process.pid if self._process else 0
 
-    async def take(self) -> JobProcess:
-        """A process for one job: a warm one if there is one."""
-        while self._waiting:
-            process = self._waiting.popleft()
-            if process.is_alive():
-                return process
-            await process.end()
-        return await self._new()
+    async def start(self) -> None:
+        """Start it, if it does not run; it warms up by itself."""
+        if self._listening is not None and not self._listening.done():
+            return
+        await self.stop()
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        with theirs, self._log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "trainers.standby",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # Ctrl-C is the trainer's to handle
+            )
+        self._control = ours.dup()
+        self._control.setblocking(False)
+        self._warm = asyncio.get_running_loop().create_future()
+        self._listening = asyncio.create_task(self._listen(ours, self._warm))
 
-    async def _new(self) -> JobProcess:
+    async def _listen(self, ours: socket.socket, warm: asyncio.Future[Warm]) -> None:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            async for news in messages(reader, News):  # type: ignore[arg-type]
+                if isinstance(news, Ended):
+                    if job := self._jobs.pop(news.number, None):
+                        job.note_end(news.code)
+                elif not warm.done():
+                    warm.set_result(news)
+        finally:
+            for number in list(self._jobs):
+                self._jobs.pop(number).note_end(None)
+            if not warm.done():
+                warm.cancel()
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def warm(self) -> Warm:
+        """Wait until it is ready to fork, started anew if it died.
+
+        Raises:
+            StandbyDied: it cannot start; its log says why.
+        """
+        await self.start()
+        assert self._warm is not None
+        try:
+            return await asyncio.shield(self._warm)
+        except asyncio.CancelledError:
+            if not self._warm.cancelled():
+                raise
+            raise StandbyDied(
+                f"the trainer's warm process ended before it was ready; its log {self._log_file} says why"
+            ) from None
+
+    async def begin(self, log_file: Path) -> JobProcess:
+        """Fork the process of one job.
+
+        Raises:
+            StandbyDied: there is nothing to fork from.
+        """
+        await self.warm()
+        assert self._control is not None
         self._serial += 1
-        process = JobProcess(self._folder / f"{os.getpid()}-{self._serial}.log")
-        await process.start()
-        return process
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        job = JobProcess(self._serial, ours, log_file, self)
+        with theirs, log_file.open("wb", buffering=0) as log:
+            # Appending, so that a log that is begun anew really is.
+            appending = os.open(log_file, os.O_WRONLY | os.O_APPEND)
+            try:
+                command = COMMAND.pack(FORK, self._serial)
+                socket.send_fds(self._control, [command], [theirs.fileno(), appending])
+            except OSError as error:
+                ours.close()
+                raise StandbyDied(f"the trainer's warm process is gone: {error}") from error
+            finally:
+                os.close(appending)
+                log.close()
+        self._jobs[self._serial] = job
+        return job
 
-    async def end(self) -> None:
-        """End all that wait."""
-        while self._waiting:
-            await self._waiting.popleft().end()
+    def kill(self, number: int) -> None:
+        """End that job's process."""
+        if self._control is not None and number in self._jobs:
+            with contextlib.suppress(OSError):
+                self._control.send(COMMAND.pack(KILL, number))
+
+    async def stop(self) -> None:
+        """End it and all jobs."""
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)
+            self._control.close()
+            self._control = None
+        if self._listening is not None:
+            await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
+        if self._process is not None:
+            try:
+                await asyncio.wait_for(self._process.wait(), 5.0)
+            except TimeoutError:  # still importing, or stopped by a signal
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                await self._process.wait()
+            self._process = None
+
+
+def ending(code: int | None) -> str:
+    """An exit code in words."""
+    if code is None:
+        return "the process that it was forked from is gone, and it with it"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
+        if -code == signal.SIGKILL:
+            return f"killed by {name}, as the kernel does when memory ends"
+        return f"killed by {name}"
+    return f"it exited with code {code} and no result"

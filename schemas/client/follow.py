@@ -18,7 +18,7 @@ from ..envelope import NotAnAnnouncement, open_record, unwrap, wrap
 from ..errors import Rejected, Retryable
 from ..model import AdoptionRefused, Manifest, ModelAdopted, ModelPublished, RolledBack
 from .download import Downloader
-from .load import LoadedModel, load
+from .load import LoadedModel, load, prepare
 
 _AGAIN_AFTER_S = 5.0
 
@@ -59,6 +59,7 @@ class ModelFollower:
 
     async def start(self) -> None:
         """Begin to follow, from the newest version that is there."""
+        await asyncio.to_thread(prepare)
         self._producer = AIOKafkaProducer(**self._client, enable_idempotence=True, acks="all")
         self._consumer = AIOKafkaConsumer(**self._client, enable_auto_commit=False, fetch_max_wait_ms=50)
         await self._producer.start()

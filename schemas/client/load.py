@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from .errors import ModelUnusable
 # Architectures are this library's own; a model event can only name one. Imported when first needed, so that
 # a client without torch can still read events.
 _ARCHITECTURES = {"tabular": ("tabular", "TabularNetwork")}
+_PACKAGE = __name__.rpartition(".client")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,14 @@ class LoadedModel:
         return self.network.predict(columns)
 
 
+def prepare() -> None:
+    """Import what loading needs, before a model is there: the first swap is then as fast as any other."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("safetensors.torch")
+        for module, _ in _ARCHITECTURES.values():
+            importlib.import_module(f"{_PACKAGE}.{module}")
+
+
 def load(manifest: Manifest, content: bytes) -> LoadedModel:
     """Build the network that the manifest describes, give it the weights, and try it on the example.
 
@@ -53,8 +63,7 @@ def load(manifest: Manifest, content: bytes) -> LoadedModel:
     try:
         from safetensors.torch import load as read_weights
 
-        package = __name__.rpartition(".client")[0]
-        network = getattr(importlib.import_module(f"{package}.{module}"), name).from_config(manifest.config)
+        network = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), name).from_config(manifest.config)
         network.load_state_dict(read_weights(content))
         network.eval()
         answer = network.predict({column: [value] for column, value in manifest.example.items()})

@@ -16,7 +16,7 @@ _ZONE = "America/New_York"
 _TIME = "scheduled"
 _CALENDAR_NUMBERS = ("minute_of_day",)
 _CALENDAR_CODES = ("hour", "weekday")
-_WIDTHS = {"carrier": 6, "origin": 3, "dest": 12, "hour": 8, "weekday": 4}
+_WIDTHS = {"carrier": 6, "origin": 3, "dest": 12, "origin_carrier": 8, "hour": 8, "weekday": 4}
 _NOT_NUMBERS = {_TIME}
 
 
