@@ -134,7 +134,7 @@ def refuse_foreign(venv: Path) -> None:
 
 def pinned_uv(lock: str) -> tuple[str, str]:
     """uv's version in the lock, and its whole entry with the hashes. Raises SetUpFailed if there is none."""
-    entry = re.search(r"^uv==([^\s;]+).*(?:\\\n.*)*", lock, re.MULTILINE)
+    entry = re.search(r"^uv==([^\s;]+)(?:.*\\\n)*.*", lock, re.MULTILINE)
     if entry is None:
         raise SetUpFailed(
             "requirements.lock pins no uv; take the committed one: git checkout requirements.lock"
