@@ -109,11 +109,10 @@ class Announcer:
             kept = rows.select(*self._remembered[topic])
             tail = progress.tail.get(topic)
             progress.tail[topic] = kept if tail is None else pl.concat([tail, kept])
-        fresh = commit.by_source.get(self.pipeline.source.topic)
+        main = self.pipeline.source.topic
+        fresh = commit.by_source.get(main)
         if fresh is not None:
-            fresh = fresh.select(
-                c for c in fresh.columns if c in self._remembered[self.pipeline.source.topic]
-            )
+            fresh = fresh.select(*self._remembered[main])
             progress.pending = fresh if progress.pending is None else pl.concat([progress.pending, fresh])
 
     def _features(self, commit: Commit) -> list[Announced]:
