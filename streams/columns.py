@@ -26,28 +26,39 @@ from schemas.errors import InvalidConfiguration
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """One field: `low` and `high` bound a number's value or a text's length, both ends included."""
+    """One field of a contract.
+
+    `name` is the field's name in a record, `attribute` the struct's. `limits` are the contract's own bounds,
+    by msgspec's names (`ge`, `max_length`, …). A column that is not `required` has a `default`.
+    """
 
     name: str
+    attribute: str
     dtype: pl.DataType
     nullable: bool
-    low: float | None = None
-    high: float | None = None
+    required: bool
+    default: Any = None
+    limits: tuple[tuple[str, Any], ...] = ()
 
     def valid(self) -> pl.Expr:
-        """True where a value keeps the contract; a null, where it may be one."""
+        """True where a value keeps the contract. A null passes: whether it may stand has its own reason."""
         value = pl.col(self.name)
-        checks = []
+        checks = [_CHECKS[limit](value, bound) for limit, bound in self.limits]
         if self.dtype == pl.Float64:
             checks.append(value.is_finite())
-        measured = value.str.len_chars() if self.dtype == pl.String else value
-        if self.low is not None:
-            checks.append(measured >= self.low)
-        if self.high is not None:
-            checks.append(measured <= self.high)
-        # A null leaves each check null; whether it may stand is asked apart, for its own reason.
         return pl.all_horizontal(checks).fill_null(value=True) if checks else pl.lit(value=True)
 
+
+_CHECKS: dict[str, Any] = {
+    "ge": lambda value, bound: value >= bound,
+    "gt": lambda value, bound: value > bound,
+    "le": lambda value, bound: value <= bound,
+    "lt": lambda value, bound: value < bound,
+    "multiple_of": lambda value, bound: value % bound == 0,
+    "min_length": lambda value, bound: value.str.len_chars() >= bound,
+    "max_length": lambda value, bound: value.str.len_chars() <= bound,
+    "pattern": lambda value, bound: value.str.contains(bound),
+}
 
 _DTYPES: dict[type[Type], pl.DataType] = {
     IntType: pl.Int64(),
@@ -66,11 +77,16 @@ def columns_of(contract: type[msgspec.Struct]) -> tuple[Column, ...]:
     """
     info = type_info(contract)
     assert isinstance(info, StructType)
-    return tuple(_column(contract, f.encode_name, f.type) for f in info.fields)
+    return tuple(_column(contract, field) for field in info.fields)
 
 
-def _column(contract: type[msgspec.Struct], name: str, kind: Type) -> Column:
-    kind = _bare(kind)
+def takes_unknown_fields(contract: type[msgspec.Struct]) -> bool:
+    """Whether a record may have fields that the contract does not name."""
+    return not contract.__struct_config__.forbid_unknown_fields
+
+
+def _column(contract: type[msgspec.Struct], field: msgspec.inspect.Field) -> Column:
+    kind = _bare(field.type)
     nullable = False
     if isinstance(kind, UnionType):
         rest = [_bare(t) for t in kind.types if not isinstance(t, NoneType)]
@@ -79,22 +95,25 @@ def _column(contract: type[msgspec.Struct], name: str, kind: Type) -> Column:
     dtype = _DTYPES.get(type(kind))
     if dtype is None:
         raise InvalidConfiguration(
-            f"field {name!r} of {contract.__name__} is no flat column; "
+            f"field {field.encode_name!r} of {contract.__name__} is no flat column; "
             "use int, float, str or bool, or one of them and None"
         )
-    return Column(name=name, dtype=dtype, nullable=nullable, **_bounds(kind))
+    limits = tuple(
+        (limit, getattr(kind, limit)) for limit in _CHECKS if getattr(kind, limit, None) is not None
+    )
+    return Column(
+        name=field.encode_name,
+        attribute=field.name,
+        dtype=dtype,
+        nullable=nullable,
+        required=field.required,
+        default=None if field.required else field.default,
+        limits=limits,
+    )
 
 
 def _bare(kind: Type) -> Type:
     return _bare(kind.type) if isinstance(kind, Metadata) else kind
-
-
-def _bounds(kind: Any) -> dict[str, float | None]:
-    if isinstance(kind, StrType):
-        return {"low": kind.min_length, "high": kind.max_length}
-    if isinstance(kind, IntType | FloatType):
-        return {"low": kind.ge, "high": kind.le}
-    return {}
 
 
 def schema_of(contract: type[msgspec.Struct]) -> dict[str, pl.DataType]:

@@ -7,8 +7,7 @@ producer's word that nothing earlier follows.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -19,21 +18,14 @@ import polars as pl
 from schemas.dead_letter import Reason
 from schemas.envelope import ARROW_STREAM, JSON
 from schemas.topics import CONTENT_TYPE_HEADER, WATERMARK_HEADER
-from streams.columns import Column, columns_of
-from streams.transport.frame import Frame, Headers
+from streams.arrow import OVERFLOW, NotRows, read_rows
+from streams.columns import Column, columns_of, takes_unknown_fields
+from streams.refused import Refused, content_type_of, refuse_rows
+from streams.transport.frame import Frame
 
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A record, or a row of an Arrow record, that cannot be an event; `value` is a row's own bytes."""
-
-    frame: Frame
-    index: int
-    reason: Reason
-    rule: str
-    detail: str
-    row: int = 0
-    value: bytes | None = None
+MAX_RECORD_BYTES = 8 * 2**20
+"""Most bytes of a record's value, once decompressed."""
+_FARTHEST_MS = 2**53
 
 
 @dataclass(slots=True)
@@ -58,9 +50,9 @@ class Decoder:
         self.contract = contract
         self.columns = columns_of(contract)
         self._json = msgspec.json.Decoder(contract)
-        names = [c.name for c in self.columns]
-        getter = attrgetter(*names)
-        self._fields: Callable[[Any], tuple] = getter if len(names) > 1 else lambda o: (getter(o),)
+        attributes = [c.attribute for c in self.columns]
+        getter = attrgetter(*attributes)
+        self._fields: Callable[[Any], tuple] = getter if len(attributes) > 1 else lambda o: (getter(o),)
         self._empty = pl.DataFrame(schema=self._schema())
 
     def _schema(self) -> dict[str, Any]:
@@ -80,13 +72,16 @@ class Decoder:
             indices = range(len(frame)) if plain is None else plain
             index_of.append(pl.Series("_index", indices, dtype=pl.Int32))
             frame_of.append(pl.repeat(number, len(indices), dtype=pl.Int32, eager=True))
-        if values:
-            tables.insert(
-                0, self._rows_of_json(frames, values, pl.concat(frame_of), pl.concat(index_of), decoded)
-            )
         if tables:
-            decoded.rows = pl.concat(tables)
-        decoded.rows = self._finite(frames, decoded.rows, decoded)
+            tables = [self._keeping_the_contract(frames, pl.concat(tables), decoded)]
+        if values:
+            tables.append(
+                self._rows_of_json(frames, values, pl.concat(frame_of), pl.concat(index_of), decoded)
+            )
+        if len(tables) > 1:
+            decoded.rows = pl.concat(tables).sort("_frame", "_index", "_row")
+        elif tables:
+            decoded.rows = tables[0]
         decoded.events = decoded.rows.height + len(decoded.refused)
         return decoded
 
@@ -94,30 +89,38 @@ class Decoder:
         self, frame: Frame, number: int, decoded: Decoded, tables: list[pl.DataFrame]
     ) -> list[int] | None:
         """Handle what is no plain JSON record; None when all of the frame is."""
-        if not frame.headers and None not in frame.values:
+        if not frame.headers and None not in frame.values and _longest(frame) <= MAX_RECORD_BYTES:
             return None
         plain: list[int] = []
         for index, value in enumerate(frame.values):
             headers = dict(frame.headers.get(index, ()))
-            content_type = headers.get(CONTENT_TYPE_HEADER, JSON.encode()).split(b";")[0].strip()
+            content_type = content_type_of(headers)
             if not value:
                 self._heartbeat(frame, index, headers, decoded)
+            elif len(value) > MAX_RECORD_BYTES:
+                detail = f"{len(value)} bytes; at most {MAX_RECORD_BYTES} are taken"
+                decoded.refused.append(Refused(frame, index, "too_large", "value", detail))
             elif content_type == JSON.encode():
                 plain.append(index)
             elif content_type == ARROW_STREAM.encode():
-                tables.append(self._rows_of_arrow(frame, number, index, value, decoded))
+                table = self._rows_of_arrow(frame, number, index, value, decoded)
+                tables += [] if table is None else [table]
             else:
                 said = content_type.decode("utf-8", "replace")
                 detail = f"content type {said!r} is not taken; send {JSON} or {ARROW_STREAM}"
                 decoded.refused.append(Refused(frame, index, "unknown_schema", CONTENT_TYPE_HEADER, detail))
         return plain
 
-    def _heartbeat(self, frame: Frame, index: int, headers: dict[str, bytes], decoded: Decoded) -> None:
+    def _heartbeat(
+        self, frame: Frame, index: int, headers: Mapping[str, bytes | None], decoded: Decoded
+    ) -> None:
         said = headers.get(WATERMARK_HEADER)
         try:
             if said is None:
                 raise ValueError("a record without a value is no event")
             watermark_ms = int(said)
+            if abs(watermark_ms) > _FARTHEST_MS:
+                raise ValueError("the watermark is no time of this world")
         except ValueError as error:
             detail = f"{error}; a heartbeat needs the header {WATERMARK_HEADER} with epoch milliseconds"
             decoded.refused.append(Refused(frame, index, "malformed", "value", detail))
@@ -205,115 +208,69 @@ class Decoder:
 
     def _rows_of_arrow(
         self, frame: Frame, number: int, index: int, value: bytes, decoded: Decoded
-    ) -> pl.DataFrame:
+    ) -> pl.DataFrame | None:
         try:
-            table = pl.read_ipc_stream(io.BytesIO(value))
-        except Exception as error:  # the reader raises what its Rust parts raise
-            detail = f"no Arrow IPC stream: {error}"
-            decoded.refused.append(Refused(frame, index, "malformed", "value", detail))
-            return self._empty
-        names = [c.name for c in self.columns]
-        if set(table.columns) != set(names):
-            odd = sorted(set(table.columns) ^ set(names))
-            detail = f"columns differ from the contract {self.contract.__name__} in {', '.join(odd)}"
-            decoded.refused.append(Refused(frame, index, "unknown_schema", "columns", detail))
-            return self._empty
-        try:
-            table = table.select(pl.col(c.name).cast(c.dtype, strict=True) for c in self.columns)
-        except pl.exceptions.PolarsError as error:
-            detail = f"a column cannot be cast to the contract's type: {error}"
-            decoded.refused.append(Refused(frame, index, "unknown_schema", "columns", detail))
-            return self._empty
-        table = table.with_columns(
+            table = read_rows(value, self.columns, unknown_columns=takes_unknown_fields(self.contract))
+        except NotRows as why:
+            decoded.refused.append(Refused(frame, index, why.reason, why.rule, why.detail))
+            return None
+        return table.with_columns(
             _frame=pl.lit(number, dtype=pl.Int32),
             _index=pl.lit(index, dtype=pl.Int32),
             _row=pl.int_range(pl.len(), dtype=pl.Int32),
         )
-        required = [c for c in self.columns if not c.nullable]
-        for column in required:
-            absent = pl.col(column.name).is_null()
-            table = _refuse(
-                [frame],
-                table.with_columns(_frame=pl.lit(0, dtype=pl.Int32)),
-                absent,
-                "missing",
-                column.name,
-                f"{column.name} is null",
-                decoded,
-            )
+
+    def _keeping_the_contract(
+        self, frames: Sequence[Frame], table: pl.DataFrame, decoded: Decoded
+    ) -> pl.DataFrame:
+        """Rows of Arrow records that hold what JSON's decoder would have taken."""
+        for reason, rule, detail, bad in self._breaches(table):
+            mask = table.select(bad.alias("bad")).to_series()
+            decoded.refused += refuse_rows(frames, table.filter(mask), reason, rule, detail)
+            table = table.filter(~mask)
+        return table.drop(OVERFLOW)
+
+    def _breaches(self, table: pl.DataFrame) -> list[tuple[Reason, str, str, pl.Expr]]:
+        """What of the contract the rows break, as reason, rule, detail and the rows' condition."""
+        breaches: list[tuple[Reason, str, str, pl.Expr]] = []
+        for name in table.get_column(OVERFLOW).drop_nulls().unique().sort():
+            detail = f"{name} does not fit 64 bits"
+            breaches.append(("out_of_range", name, detail, (pl.col(OVERFLOW) == name).fill_null(value=False)))
         for column in self.columns:
-            table = _refuse(
-                [frame],
-                table,
-                ~column.valid(),
-                "out_of_range",
-                column.name,
-                f"{column.name} is outside the contract's bounds",
-                decoded,
-            )
-        return table.with_columns(_frame=pl.lit(number, dtype=pl.Int32))
-
-    def _finite(self, frames: Sequence[Frame], rows: pl.DataFrame, decoded: Decoded) -> pl.DataFrame:
-        """Refuse infinities, which JSON can write as 1e999 and no rule expects."""
-        floats = [c.name for c in self.columns if c.dtype == pl.Float64]
-        if not floats or rows.height == 0:
-            return rows
-        infinite = pl.any_horizontal(pl.col(floats).is_finite().not_().fill_null(value=False))
-        return _refuse(
-            frames, rows, infinite, "out_of_range", "finite", "a number is infinite or NaN", decoded
-        )
+            if not column.nullable and table.get_column(column.name).null_count():
+                detail = f"{column.name} is null"
+                breaches.append(("missing", column.name, detail, pl.col(column.name).is_null()))
+        broken = table.select((~c.valid()).any().alias(c.name) for c in self.columns)
+        for column in self.columns:
+            if broken.get_column(column.name).any():
+                detail = f"{column.name} is outside the contract's bounds"
+                breaches.append(("out_of_range", column.name, detail, ~column.valid()))
+        return breaches
 
 
-def _refuse(
-    frames: Sequence[Frame],
-    rows: pl.DataFrame,
-    bad: pl.Expr,
-    reason: Reason,
-    rule: str,
-    detail: str,
-    decoded: Decoded,
-) -> pl.DataFrame:
-    """Rows without the bad ones, which are noted."""
-    mask = rows.select(bad.alias("bad")).to_series()
-    if not mask.any():
-        return rows
-    decoded.refused += refuse_rows(frames, rows.filter(mask), reason, rule, detail)
-    return rows.filter(~mask)
-
-
-def refuse_rows(
-    frames: Sequence[Frame], rows: pl.DataFrame, reason: Reason, rule: str, detail: str
-) -> list[Refused]:
-    """One refusal a row; a row of an Arrow record carries its own bytes."""
-    refused = []
-    own = [c for c in rows.columns if not c.startswith("_")]
-    for position, (number, index, row) in enumerate(rows.select("_frame", "_index", "_row").iter_rows()):
-        frame = frames[number]
-        value = None
-        if _is_arrow(frame.headers.get(index, ())):
-            sink = io.BytesIO()
-            rows[position].select(own).write_ipc_stream(sink)
-            value = sink.getvalue()
-        refused.append(Refused(frame, index, reason, rule, detail, row, value))
-    return refused
-
-
-def _is_arrow(headers: Headers) -> bool:
-    return dict(headers).get(CONTENT_TYPE_HEADER, b"").startswith(ARROW_STREAM.encode())
+def _longest(frame: Frame) -> int:
+    """Length of the longest value; the frame's own where that is small already."""
+    if frame.size_bytes <= MAX_RECORD_BYTES:
+        return frame.size_bytes
+    return max(map(len, filter(None, frame.values)))
 
 
 def _why(message: str) -> tuple[Reason, str]:
     """Reason and field of a decoding error, read from msgspec's message."""
-    path = message.rpartition(" - at `$.")[2].rstrip("`") if " - at `$." in message else ""
+    said, _, path = message.rpartition(" - at `$.")
+    path = path.rstrip("`") if said else ""
     if "missing required field" in message:
         return "missing", message.split("`")[1]
     if "unknown field" in message:
         return "malformed", message.split("`")[1]
-    if "got `null`" in message:
+    if path and "got `null`" in message:
         return "missing", path
-    if any(sign in message for sign in (" >= ", " <= ", "length", "out of range")):
+    if any(sign in message for sign in _BOUNDS):
         return "out_of_range", path or "value"
     return "malformed", path or "value"
+
+
+_BOUNDS = (" >= ", " <= ", " > ", " < ", "length", "out of range", "multiple of", "matching regex")
 
 
 def _fits(value: Any, column: Column) -> bool:

@@ -21,9 +21,10 @@ from streams import watermark
 from streams.clean import Dedupe, Rule, Seen, failures
 from streams.columns import schema_of
 from streams.dead_letter import dead_letter
-from streams.decode import Decoded, Decoder, refuse_rows
+from streams.decode import Decoded, Decoder
 from streams.ledger import Advance, Partition
 from streams.pipeline import Pipeline, Source
+from streams.refused import refuse_rows
 from streams.summary import merge, summarise
 from streams.tag import LATE, tags
 from streams.transport.frame import Frame

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import CorruptRecordException
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -17,7 +18,7 @@ class Frame:
 
     `values[i]` belongs to `offsets[i]`; a compacted or transactional topic leaves offsets of the range
     without a record, which count as read all the same. `headers` holds only records that have some,
-    by index.
+    by index; `stamps` the index at which each batch begins, with its timestamp.
     """
 
     topic: str
@@ -28,11 +29,21 @@ class Frame:
     keys: list[bytes | None]
     offsets: Sequence[int]
     headers: dict[int, Headers] = field(default_factory=dict)
-    timestamp_ms: int = -1
+    stamps: list[tuple[int, int]] = field(default_factory=list)
     size_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def timestamp_ms(self) -> int:
+        """The first record's timestamp; -1 where there is none."""
+        return self.stamps[0][1] if self.stamps else -1
+
+    def timestamp_of(self, index: int) -> int:
+        """A record's own timestamp; where producers set them, the newest of its batch."""
+        at = bisect_right(self.stamps, index, key=lambda stamp: stamp[0])
+        return self.stamps[at - 1][1] if at else -1
 
     def since(self, offset: int) -> Frame:
         """The frame without its records below `offset`."""
@@ -48,8 +59,8 @@ class Frame:
             keys=self.keys[skip:],
             offsets=self.offsets[skip:],
             headers={i - skip: h for i, h in self.headers.items() if i >= skip},
-            timestamp_ms=self.timestamp_ms,
-            size_bytes=self.size_bytes,
+            stamps=[(0, self.timestamp_of(skip)), *((i - skip, ms) for i, ms in self.stamps if i > skip)],
+            size_bytes=sum(map(len, filter(None, self.values[skip:]))),
         )
 
 
@@ -67,8 +78,7 @@ def read_frame(records: PartitionRecords, *, topic: str, partition: int) -> Fram
     offsets: list[int] = []
     try:
         for batch in _data_batches(records):
-            if frame.timestamp_ms < 0:
-                frame.timestamp_ms = batch.max_timestamp or -1
+            frame.stamps.append((len(frame.values), batch.max_timestamp or -1))
             _append(frame, offsets, batch, first)
             records.next_fetch_offset = batch.next_offset
     except CorruptRecordException:
@@ -87,7 +97,6 @@ def read_frame(records: PartitionRecords, *, topic: str, partition: int) -> Fram
 def _append(frame: Frame, offsets: list[int], batch: Iterator, first: int) -> None:
     # Plain loops over attributes, and no list of record objects: keeping those alive costs the cyclic
     # garbage collector three times the loop itself.
-    start = len(frame.values)
     values, keys = frame.values, frame.keys
     for record in batch:
         offset = record.offset
@@ -99,8 +108,6 @@ def _append(frame: Frame, offsets: list[int], batch: Iterator, first: int) -> No
         headers = record.headers
         if headers:
             frame.headers[len(values) - 1] = headers
-    if len(values) == start:
-        return
 
 
 def _data_batches(records: PartitionRecords) -> Iterator:

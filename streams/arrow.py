@@ -1,0 +1,127 @@
+"""Arrow records: many rows in one value, held to the same contract as a JSON record of one."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+
+import polars as pl
+from polars.exceptions import PanicException
+
+from schemas.dead_letter import Reason
+from schemas.errors import Rejected
+from streams.columns import Column
+
+OVERFLOW = "_overflow"
+_CONTINUES = 0xFFFFFFFF
+# Tables of a FlatBuffers `Message`: version, header type, header, body length.
+_BODY_LENGTH_SLOT = 4 + 2 * 3
+
+
+class NotRows(Rejected):
+    """The record as a whole is not the rows that it should be."""
+
+    def __init__(self, reason: Reason, rule: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason: Reason = reason
+        self.rule, self.detail = rule, detail
+
+
+def read_rows(value: bytes, columns: Sequence[Column], *, unknown_columns: bool = False) -> pl.DataFrame:
+    """Rows of an Arrow IPC stream, in the contract's columns and types.
+
+    A whole number that no 64 bits hold becomes null, and the column `_overflow` names the one that it was in.
+
+    Args:
+        unknown_columns: whether columns that the contract does not name may be there; they are left out.
+
+    Raises:
+        NotRows: it is no whole Arrow stream, or its columns are not the contract's.
+    """
+    if not ends_as_it_should(value):
+        raise NotRows(
+            "malformed", "value", "no whole Arrow IPC stream: it must end with its end-of-stream mark"
+        )
+    try:
+        table = pl.read_ipc_stream(io.BytesIO(value))
+    except (Exception, PanicException) as error:  # the reader raises what its Rust parts raise
+        raise NotRows("malformed", "value", f"no Arrow IPC stream: {_first_line(error)}") from error
+    known = {c.name for c in columns}
+    if not unknown_columns and (odd := [c for c in table.columns if c not in known]):
+        raise NotRows("unknown_schema", odd[0], f"the contract has no column {odd[0]!r}")
+    for column in columns:
+        if column.name not in table.columns:
+            if column.required:
+                raise NotRows("missing", column.name, f"the column {column.name!r} is not there")
+            table = table.with_columns(pl.lit(column.default, dtype=column.dtype).alias(column.name))
+        elif not _holds(column, found := table.schema[column.name]):
+            detail = f"column {column.name!r} holds {found}; the contract says {column.dtype}"
+            raise NotRows("unknown_schema", column.name, detail)
+    integers = [c.name for c in columns if c.dtype == pl.Int64]
+    overflows = [
+        pl.when(pl.col(c).is_not_null() & pl.col(c).cast(pl.Int64, strict=False).is_null()).then(pl.lit(c))
+        for c in integers
+    ]
+    try:
+        return table.select(
+            *(pl.col(c.name).cast(c.dtype, strict=False) for c in columns),
+            pl.coalesce(pl.lit(None, dtype=pl.String), *overflows).alias(OVERFLOW),
+        )
+    except (pl.exceptions.PolarsError, PanicException) as error:
+        raise NotRows(
+            "malformed", "value", f"the Arrow columns cannot be read: {_first_line(error)}"
+        ) from error
+
+
+def _holds(column: Column, found: pl.DataType) -> bool:
+    """Whether values of that type are the contract's, as they would be in JSON."""
+    if found == pl.Null:
+        return True
+    if column.dtype == pl.Int64:
+        return found.is_integer()
+    if column.dtype == pl.Float64:
+        return found.is_float() or found.is_integer()
+    if column.dtype == pl.String:
+        return found in (pl.String, pl.Categorical, pl.Enum)
+    return found == column.dtype
+
+
+def ends_as_it_should(value: bytes) -> bool:
+    """Walk the stream's messages: the end-of-stream mark must come last, and nothing after it.
+
+    A reader takes a stream that was cut between two messages for a shorter one, and ignores what follows
+    the mark: either way rows would be gone without a word.
+    """
+    at, end = 0, len(value)
+    try:
+        while True:
+            mark, metadata_bytes = struct.unpack_from("<Ii", value, at)
+            if mark != _CONTINUES or metadata_bytes < 0:
+                return False
+            at += 8
+            if metadata_bytes == 0:
+                return at == end
+            at += metadata_bytes + _body_length(value, at)
+    except struct.error:
+        return False
+
+
+def _body_length(value: bytes, at: int) -> int:
+    """Length of the body that follows the message whose metadata begin there."""
+    table = at + struct.unpack_from("<I", value, at)[0]
+    slots = table - struct.unpack_from("<i", value, table)[0]
+    (slots_bytes,) = struct.unpack_from("<H", value, slots)
+    if slots_bytes <= _BODY_LENGTH_SLOT:
+        return 0
+    (offset,) = struct.unpack_from("<H", value, slots + _BODY_LENGTH_SLOT)
+    if offset == 0:
+        return 0
+    (length,) = struct.unpack_from("<q", value, table + offset)
+    if length < 0:
+        raise struct.error("negative body length")
+    return length
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
