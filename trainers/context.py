@@ -1,30 +1,39 @@
 """What user code of a training sees, and what it gives back.
 
-User code is one function, named by the job as "package.module:train":
+A job names user code as "package.module:name". That is one of
 
     def train(ctx: TrainingContext) -> Model: ...
 
-It gets labelled rows as columns and returns a network of `schemas.tabular` (or anything that keeps
-`Model`'s interface). It never sees the rows that it will be judged on. It may print; it may be killed.
+    class Network(torch.nn.Module):             # trained by `trainers.loop`
+        architecture: str; config: dict
+        @classmethod
+        def from_context(cls, ctx: TrainingContext) -> Network: ...
+        def features(self, columns) -> tuple[Tensor, ...]: ...      # (N, …) each, of N rows by column
+        def loss(self, features: tuple[Tensor, ...], truth: Tensor) -> Tensor: ...   # truth (B,) of 0 and 1
+        def predict(self, columns) -> Array: ...
+
+It gets labelled rows as columns and returns a network of `schemas.tabular`, or anything that keeps `Model`'s
+interface. It never sees the rows that it will be judged on. It may print; it may be killed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 import torch
 
 
+@runtime_checkable
 class Model(Protocol):
     """What a training returns: weights, and how a service rebuilds the network from plain data."""
 
     architecture: str
     config: dict[str, Any]
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
         """Weights by name."""
         ...
 
@@ -42,7 +51,7 @@ class TrainingContext:
         features: names of the feature columns.
         label: name of the label's column.
         params: the experiment's parameters.
-        seed: seeds every generator; torch is seeded with it already.
+        seed: seeds every generator; torch, numpy and random are seeded with it already.
         device: where to train.
         parent: weights of the live model, when the experiment warm-starts from it.
         parent_config: the live model's configuration.
@@ -60,8 +69,12 @@ class TrainingContext:
 
     def progress(self, step: int, of: int, **metrics: float) -> None:
         """Say how far the training is; shown to people and kept as the job's curve."""
-        self._report(step, of, {name: float(value) for name, value in metrics.items()})
+        self._report(int(step), int(of), {name: float(value) for name, value in metrics.items()})
+
+    def tensor(self, columns: Sequence[str], dtype: type[pl.DataType] = pl.Float32) -> torch.Tensor:
+        """Columns of numbers as one CPU tensor (N, len(columns)), copied once; absent values are NaN."""
+        return self.rows.select(pl.col(columns).cast(dtype)).to_torch(dtype=dtype)  # type: ignore[arg-type]
 
     def labels(self) -> torch.Tensor:
         """The label as float32 (N,), on the CPU."""
-        return torch.from_numpy(self.rows.get_column(self.label).cast(pl.Float32).to_numpy().copy())
+        return self.tensor([self.label]).squeeze(1)

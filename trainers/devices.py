@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pynvml
@@ -10,48 +11,89 @@ import pynvml
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """One device that answers."""
+    """One device that answers. `used_by` holds bytes by process id, as far as the driver tells."""
 
     index: int
+    uuid: str
     name: str
     total_bytes: int
     free_bytes: int
-    busy_percent: int
+    busy_percent: int = 0
+    used_by: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """For people and for `JobStarted`."""
+        return f"cuda:{self.index} {self.name}"
 
 
-def gpus(nvml: Any = pynvml) -> list[Gpu]:
-    """Devices that answer; none where there is no driver. A device that fails is left out.
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All devices that answer, and what is wrong with those that do not."""
+
+    gpus: tuple[Gpu, ...] = ()
+    faults: tuple[str, ...] = ()
+
+
+def survey(nvml: Any = pynvml, *, visible: str | None = None) -> Survey:
+    """Ask every device. Nothing where there is no driver; a device that fails is a fault, never an error.
 
     Args:
         nvml: the NVML binding; a stand-in with the same functions serves in tests.
+        visible: the trainer's own `CUDA_VISIBLE_DEVICES`: indices or UUIDs it may use; None: all.
     """
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
-        return []
+        return Survey()  # no driver, no library: a machine without GPUs
+    gpus: list[Gpu] = []
+    faults: list[str] = []
     try:
-        return [gpu for i in range(nvml.nvmlDeviceGetCount()) if (gpu := _ask(nvml, i)) is not None]
-    except nvml.NVMLError:
-        return []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                gpus.append(_ask(nvml, index))
+            except nvml.NVMLError as error:
+                faults.append(f"GPU {index}: {error}")
+    except nvml.NVMLError as error:
+        faults.append(f"NVML cannot count the devices: {error}")
     finally:
-        nvml.nvmlShutdown()
-
-
-def _ask(nvml: Any, index: int) -> Gpu | None:
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        name = nvml.nvmlDeviceGetName(handle)
         try:
-            busy = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
-        except nvml.NVMLError:
-            busy = 0  # not every device tells (MIG does not); memory decides
+            nvml.nvmlShutdown()
+        except nvml.NVMLError as error:
+            faults.append(f"NVML does not close: {error}")
+    return Survey(tuple(gpu for gpu in gpus if _is_visible(gpu, visible)), tuple(faults))
+
+
+def _ask(nvml: Any, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        busy_percent = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except nvml.NVMLError:
-        return None
+        busy_percent = 0  # not every device tells; memory decides
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:
+        processes = []
     return Gpu(
         index=index,
-        name=name.decode() if isinstance(name, bytes) else name,
-        total_bytes=memory.total,
-        free_bytes=memory.free,
-        busy_percent=busy,
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        total_bytes=int(memory.total),
+        free_bytes=int(memory.free),
+        busy_percent=busy_percent,
+        used_by={p.pid: int(p.usedGpuMemory or 0) for p in processes},
     )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _is_visible(gpu: Gpu, visible: str | None) -> bool:
+    if visible is None:
+        return True
+    for each in (part.strip() for part in visible.split(",")):
+        if each == str(gpu.index) or (each.startswith("GPU-") and gpu.uuid.startswith(each)):
+            return True
+    return False

@@ -44,6 +44,11 @@ def accuracy(truth: np.ndarray, chance: np.ndarray) -> float | None:
     return float(np.mean((chance >= 0.5) == (truth == 1))) if len(truth) else None
 
 
+def is_constant(chance: np.ndarray) -> bool:
+    """Whether every row got the same answer: such a model has learnt nothing, or has lost it."""
+    return len(chance) > 1 and float(np.ptp(chance)) <= 1e-6 * float(np.max(chance))
+
+
 def measures(truth: np.ndarray, chance: np.ndarray) -> dict[str, float | None]:
     """All measures by name."""
     return {

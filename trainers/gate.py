@@ -18,34 +18,51 @@ class Verdict:
     reason: str
 
 
-def judge(gate: Gate, *, champion: Scores | None, challenger: Scores | None, has_champion: bool) -> Verdict:
+def judge(
+    gate: Gate,
+    *,
+    champion: Scores | None,
+    challenger: Scores | None,
+    has_champion: bool,
+    constant: bool = False,
+    champion_changed: bool = False,
+) -> Verdict:
     """Compare on the same rows.
 
     Args:
-        champion, challenger: scores on the evaluation rows; None where there were none to score on.
+        champion, challenger: scores on the evaluation rows; None where there were none to score on, or the
+            champion could not answer them.
         has_champion: whether a model of this name is live.
+        constant: the challenger answers every row alike.
+        champion_changed: another model went live than the one that was scored.
     """
-    if challenger is None or challenger.rows < gate.minimum_rows or _better(gate, challenger) is None:
+    if constant:
+        return Verdict(publish=False, reason="the challenger answers every row alike")
+    if champion_changed:
+        return Verdict(publish=False, reason="another model went live while this one was trained and judged")
+    new = None if challenger is None else _better(gate, challenger)
+    if challenger is None or challenger.rows < gate.minimum_rows or new is None:
         rows = 0 if challenger is None else challenger.rows
         why = f"the gate has {rows} labelled rows of {gate.minimum_rows}, or one class only"
         if has_champion:
             return Verdict(publish=False, reason=f"{why}: the live model stays")
         return Verdict(publish=gate.first == "publish", reason=f"{why}; there is no live model")
-    new = _better(gate, challenger)
-    assert new is not None
-    if not has_champion or champion is None:
+    if not has_champion:
         return Verdict(publish=True, reason=f"first model: {gate.metric} {abs(new):.4f}")
-    old = _better(gate, champion)
-    if old is not None and new < old - gate.tolerance:
-        return Verdict(
-            publish=False,
-            reason=f"{gate.metric} {abs(new):.4f} against the live model's {abs(old):.4f} "
-            f"on {challenger.rows} rows (tolerance {gate.tolerance:g})",
-        )
+    return _compare(gate, champion, challenger, new)
+
+
+def _compare(gate: Gate, champion: Scores | None, challenger: Scores, new: float) -> Verdict:
+    old = None if champion is None else _better(gate, champion)
+    if champion is None or old is None:
+        return Verdict(publish=True, reason=f"{gate.metric} {abs(new):.4f}; the live model gives no answer")
+    against = f"{gate.metric} {abs(new):.4f} against the live model's {abs(old):.4f}"
+    on = f"on {challenger.rows} rows (tolerance {gate.tolerance:g})"
+    if new < old - gate.tolerance:
+        return Verdict(publish=False, reason=f"{against} {on}")
     if worse := _worse_slice(gate, champion, challenger):
         return Verdict(publish=False, reason=worse)
-    against = f" against {abs(old):.4f}" if old is not None else ""
-    return Verdict(publish=True, reason=f"{gate.metric} {abs(new):.4f}{against} on {challenger.rows} rows")
+    return Verdict(publish=True, reason=f"{against} {on}")
 
 
 def _better(gate: Gate, scores: Scores) -> float | None:

@@ -172,18 +172,17 @@ class Standby:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         job = JobProcess(self._serial, ours, log_file, self)
-        with theirs, log_file.open("wb", buffering=0) as log:
-            # Appending, so that a log that is begun anew really is.
-            appending = os.open(log_file, os.O_WRONLY | os.O_APPEND)
+        with theirs:
+            # Appending, so that a log that is cut off really begins anew.
+            log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o644)
             try:
                 command = COMMAND.pack(FORK, self._serial)
-                socket.send_fds(self._control, [command], [theirs.fileno(), appending])
+                socket.send_fds(self._control, [command], [theirs.fileno(), log])
             except OSError as error:
                 ours.close()
                 raise StandbyDied(f"the trainer's warm process is gone: {error}") from error
             finally:
-                os.close(appending)
-                log.close()
+                os.close(log)
         self._jobs[self._serial] = job
         return job
 
@@ -200,17 +199,19 @@ class Standby:
                 self._control.shutdown(socket.SHUT_RDWR)
             self._control.close()
             self._control = None
-        if self._listening is not None:
-            await asyncio.gather(self._listening, return_exceptions=True)
-            self._listening = None
         if self._process is not None:
+            was_warm = self._warm is not None and self._warm.done() and not self._warm.cancelled()
             try:
-                await asyncio.wait_for(self._process.wait(), 5.0)
-            except TimeoutError:  # still importing, or stopped by a signal
+                # While it imports it hears nothing, and has no jobs to end.
+                await asyncio.wait_for(self._process.wait(), 5.0 if was_warm else 0.0)
+            except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
                 await self._process.wait()
             self._process = None
+        if self._listening is not None:
+            await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
 
 
 def ending(code: int | None) -> str:

@@ -1,14 +1,14 @@
 """What a job's process does: read exactly the rows that are named, train, score, keep the weights.
 
-Runs in a process of its own (`trainers.child`); whatever user code does there ends with it.
+Runs in a process of its own (`trainers.child`); whatever user code does there ends with it. The trainer
+itself never imports this module, nor torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
-import importlib.util
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +19,21 @@ import numpy as np
 import polars as pl
 import safetensors.torch
 import torch
-from msgspec import Struct
 
 from infra.dataset import Dataset
 from infra.point_in_time import examples
 from schemas.errors import Rejected
-from schemas.job import DatasetRange, Experiment, JobRequested
-from schemas.model import Field, Lineage, Manifest, Scores
-from schemas.window import Window
+from schemas.job import DatasetRange, Experiment
+from schemas.model import Field, Scores
 from trainers.architecture import network
 from trainers.artifact import ArtifactStore
-from trainers.context import TrainingContext
-from trainers.evaluate import score
+from trainers.assignment import Assignment, Outcome
+from trainers.context import Model, TrainingContext
+from trainers.evaluate import is_constant, score
+from trainers.lineage import lineage
+from trainers.loop import fit
 
-_LIBRARIES = ("torch", "polars", "safetensors", "deltalake", "numpy")
+_SANITY_ROWS = 10_000
 
 
 class NothingToTrainOn(Rejected):
@@ -43,66 +44,37 @@ class BadModelCode(Rejected):
     """The code that the job names cannot be found, or gives back what is no model."""
 
 
-class Assignment(Struct, frozen=True, kw_only=True):
-    """What a child is given: the job, where it runs, and the live model if there is one."""
-
-    job: JobRequested
-    attempt: int
-    device: str
-    artifacts: str
-    champion: Manifest | None
-    threads: int = 1
-
-
-class Outcome(Struct, frozen=True, kw_only=True):
-    """What a child gives back: a challenger with its scores, its weights already in the store."""
-
-    sha256: str
-    size_bytes: int
-    architecture: str
-    config: dict[str, Any]
-    inputs: list[Field]
-    example: dict[str, Any]
-    lineage: Lineage
-    champion: Scores | None
-    challenger: Scores | None
-    rows: int
-    train_s: float
-    trained_ms: int
+class BadExperiment(Rejected):
+    """What the job asks for contradicts itself, or its data."""
 
 
 def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]], None]) -> Outcome:
-    """Train and score.
+    """Train a challenger, keep its weights, score it and the live model on the same unseen rows.
 
     Raises:
         NothingToTrainOn: the job is to be skipped.
         BadModelCode: the code reference is wrong, or its result is.
+        BadExperiment: what the job asks for contradicts itself.
     """
     job, experiment = assignment.job, assignment.job.experiment
     torch.set_num_threads(assignment.threads)
-    train, code_sha256 = find_code(experiment.code)
-    dataset = Dataset(experiment.training.uri)
-    rows = _labelled(dataset, experiment, experiment.training)
-    _check_rows(rows, experiment)
-    label = _label(experiment)
-    device = torch.device(assignment.device)
+    train, code_sha256 = find_code(experiment)
+    rows, judged = _read(experiment)
     store = ArtifactStore(Path(assignment.artifacts))
     champion = _champion(assignment, store)
-    parent = champion.state_dict() if champion is not None and experiment.warm_start else None
-
-    torch.manual_seed(experiment.seed)
-    np.random.seed(experiment.seed)
+    warm = champion is not None and experiment.warm_start
     context = TrainingContext(
         rows=rows,
         features=experiment.spec.names(),
-        label=label,
+        label=_label(experiment),
         params=experiment.params,
         seed=experiment.seed,
-        device=device,
-        parent=parent,
-        parent_config=champion.config if parent is not None else None,
+        device=_device(assignment),
+        parent=dict(champion.state_dict()) if champion is not None and warm else None,
+        parent_config=champion.config if champion is not None and warm else None,
         _report=report,
     )
+    _seed(experiment.seed)
     began = time.perf_counter()
     model = train(context)
     train_s = time.perf_counter() - began
@@ -112,7 +84,8 @@ def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     content = safetensors.torch.save(weights)
     digest = store.put(content)
-    judged = None if experiment.evaluation is None else _labelled(dataset, experiment, experiment.evaluation)
+    challenger = _score(model, judged, experiment)
+    sample = rows.tail(_SANITY_ROWS) if judged is None or judged.height == 0 else judged
     return Outcome(
         sha256=digest,
         size_bytes=len(content),
@@ -120,32 +93,93 @@ def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]
         config=model.config,
         inputs=[Field(name=n, type=_type(rows.schema[n])) for n in experiment.spec.names()],
         example=rows.select(experiment.spec.names()).row(-1, named=True),
-        lineage=_lineage(job, dataset, rows, code_sha256, device, assignment.champion if parent else None),
-        champion=_score(champion, judged, experiment),
-        challenger=_score(model, judged, experiment),
+        lineage=lineage(
+            job,
+            rows=rows.height,
+            code_sha256=code_sha256,
+            device=assignment.device_name,
+            parent=assignment.champion if warm else None,
+        ),
+        champion=_score_champion(champion, judged, experiment),
+        challenger=challenger,
+        constant=is_constant(_predict(model, sample, experiment)),
         rows=rows.height,
         train_s=train_s,
         trained_ms=trained_ms,
     )
 
 
-def find_code(reference: str) -> tuple[Callable[[TrainingContext], Any], str]:
-    """The function that "package.module:name" means, and the SHA-256 of its module's source.
+def find_code(experiment: Experiment) -> tuple[Callable[[TrainingContext], Any], str]:
+    """The training that the experiment's code reference means, and the SHA-256 of its module's source.
 
     Raises:
-        BadModelCode: there is none.
+        BadModelCode: there is none, or it is not the version that the experiment was declared with.
     """
+    reference = experiment.code
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
         source = Path(str(module.__file__)).read_bytes()
-        return getattr(module, name), hashlib.sha256(source).hexdigest()
+        found = getattr(module, name)
     except ModuleNotFoundError as error:
         raise BadModelCode(
             f"model code {reference!r}: no module {error.name!r} here; install it where the trainer runs"
         ) from error
     except AttributeError as error:
         raise BadModelCode(f"model code {reference!r}: module {module_name} has no {name!r}") from error
+    except (SyntaxError, ImportError, ValueError, OSError) as error:
+        raise BadModelCode(f"model code {reference!r} cannot be imported: {error}") from error
+    digest = hashlib.sha256(source).hexdigest()
+    if experiment.code_sha256 not in {"", digest}:
+        raise BadModelCode(
+            f"model code {reference!r} has SHA-256 {digest} here, the job was declared with "
+            f"{experiment.code_sha256}; install the same version on trainer and worker"
+        )
+    if isinstance(found, type) and issubclass(found, torch.nn.Module):
+        return lambda ctx: fit(found, ctx), digest
+    if not callable(found):
+        raise BadModelCode(f"model code {reference!r} is no function but a {type(found).__name__}")
+    return found, digest
+
+
+def _read(experiment: Experiment) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Labelled rows to train on, and those to judge on."""
+    training, evaluation = experiment.training, experiment.evaluation
+    known_by_ms = None
+    if evaluation is not None:
+        if evaluation.start_ms < training.end_ms and training.start_ms < evaluation.end_ms:
+            raise BadExperiment(
+                f"evaluation [{evaluation.start_ms}, {evaluation.end_ms}) overlaps training "
+                f"[{training.start_ms}, {training.end_ms}): a model cannot be judged on what it has seen"
+            )
+        if evaluation.start_ms >= training.end_ms:
+            # A label that came while the judged rows were live would tell of them.
+            known_by_ms = evaluation.start_ms
+    rows = _labelled(experiment, training, known_by_ms)
+    label = rows.get_column(_label(experiment))
+    if rows.height < max(1, experiment.minimum_rows):
+        raise NothingToTrainOn(
+            f"{rows.height} labelled rows, at least {max(1, experiment.minimum_rows)} are asked for"
+        )
+    if not label.is_in([0.0, 1.0]).all():
+        raise BadExperiment(f"label {label.name!r} is not 0 or 1 throughout; derive one that is")
+    if label.n_unique() < 2:
+        raise NothingToTrainOn(f"all {rows.height} labelled rows are of one class")
+    return rows, None if evaluation is None else _labelled(experiment, evaluation, None)
+
+
+def _labelled(experiment: Experiment, span: DatasetRange, known_by_ms: int | None) -> pl.DataFrame:
+    """Examples of a range whose label is known at its version."""
+    label = _label(experiment)
+    rows = examples(
+        Dataset(span.uri),
+        experiment.spec,
+        version=span.version,
+        start_ms=span.start_ms,
+        end_ms=span.end_ms,
+        label_known_by_ms=known_by_ms,
+    )
+    return rows.drop_nulls(label).with_columns(pl.col(label).cast(pl.Float64))
 
 
 def _label(experiment: Experiment) -> str:
@@ -154,31 +188,37 @@ def _label(experiment: Experiment) -> str:
     return experiment.spec.label.column
 
 
-def _labelled(dataset: Dataset, experiment: Experiment, span: DatasetRange) -> pl.DataFrame:
-    """Examples of a range whose label is known at its version."""
-    rows = examples(
-        dataset, experiment.spec, version=span.version, start_ms=span.start_ms, end_ms=span.end_ms
-    )
-    return rows.drop_nulls(_label(experiment)).with_columns(pl.col(_label(experiment)).cast(pl.Float64))
+def _device(assignment: Assignment) -> torch.device:
+    device = torch.device(assignment.device)
+    if device.type == "cuda" and assignment.gpu_share is not None:
+        # What a job declares it keeps to: the neighbours on the device were promised the rest.
+        torch.cuda.set_per_process_memory_fraction(assignment.gpu_share, device)
+    return device
 
 
-def _check_rows(rows: pl.DataFrame, experiment: Experiment) -> None:
-    if rows.height < max(1, experiment.minimum_rows):
-        raise NothingToTrainOn(
-            f"{rows.height} labelled rows, at least {max(1, experiment.minimum_rows)} are asked for"
-        )
-    if rows.get_column(_label(experiment)).n_unique() < 2:
-        raise NothingToTrainOn(f"all {rows.height} labelled rows are of one class")
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _check_model(model: Any, code: str) -> None:
-    for name in ("architecture", "config", "state_dict", "predict"):
-        if not hasattr(model, name):
-            raise BadModelCode(
-                f"{code} returned {type(model).__name__}, which has no {name!r}; see trainers.context"
-            )
+    if not isinstance(model, Model):
+        lacking = [n for n in ("architecture", "config", "state_dict", "predict") if not hasattr(model, n)]
+        raise BadModelCode(
+            f"{code} returned {type(model).__name__}, which has no {lacking[0]!r}; see trainers.context"
+        )
     if bad := [n for n, t in model.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]:
         raise BadModelCode(f"{code} returned NaN or infinite weights in {bad[0]}; lower the learning rate")
+    try:
+        same = msgspec.json.decode(msgspec.json.encode(model.config)) == model.config
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        same = False
+    if not same:
+        raise BadModelCode(
+            f"{code} returned a model whose config does not survive JSON; keep to text, lists, dicts with "
+            "text keys, and finite numbers"
+        )
 
 
 def _champion(assignment: Assignment, store: ArtifactStore) -> Any:
@@ -190,45 +230,36 @@ def _champion(assignment: Assignment, store: ArtifactStore) -> Any:
     return model
 
 
-def _score(model: Any, rows: pl.DataFrame | None, experiment: Experiment) -> Scores | None:
-    if model is None or rows is None or rows.height == 0:
-        return None
+def _predict(model: Any, rows: pl.DataFrame, experiment: Experiment) -> np.ndarray:
+    """Probabilities (N,).
+
+    Raises:
+        BadModelCode: they are none.
+    """
     chance = np.asarray(model.predict(rows.to_dict(as_series=True)), dtype=np.float64)
-    if chance.shape != (rows.height,) or not np.isfinite(chance).all():
-        raise BadModelCode(f"{experiment.code}: predictions are NaN, infinite, or not one a row")
+    if chance.shape != (rows.height,):
+        raise BadModelCode(f"{experiment.code}: predictions have shape {chance.shape}, not ({rows.height},)")
+    if not np.isfinite(chance).all() or chance.min() < 0 or chance.max() > 1:
+        raise BadModelCode(f"{experiment.code}: predictions are NaN, or outside 0 to 1")
+    return chance
+
+
+def _score(model: Any, rows: pl.DataFrame | None, experiment: Experiment) -> Scores | None:
+    if rows is None or rows.height == 0:
+        return None
+    chance = _predict(model, rows, experiment)
     return score(rows, _label(experiment), chance, slices=experiment.gate.slices)
 
 
-def _lineage(
-    job: JobRequested,
-    dataset: Dataset,
-    rows: pl.DataFrame,
-    code_sha256: str,
-    device: torch.device,
-    parent: Manifest | None,
-) -> Lineage:
-    experiment = job.experiment
-    span = experiment.training
-    spans = [span, *([experiment.evaluation] if experiment.evaluation else [])]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return Lineage(
-        pipeline=experiment.pipeline,
-        job_id=job.job_id,
-        decision_id=job.decision_id,
-        dataset_uri=span.uri,
-        dataset_version=span.version,
-        window_ids=[f"{experiment.pipeline}/{Window(start_ms=s.start_ms, end_ms=s.end_ms)}" for s in spans],
-        offsets=dataset.offset_ranges(version=span.version, start_ms=span.start_ms, end_ms=span.end_ms),
-        code=experiment.code,
-        code_sha256=code_sha256,
-        configuration_sha256=experiment.configuration_sha256,
-        params=msgspec.to_builtins(experiment.params),
-        seed=experiment.seed,
-        parent_sha256=parent.artifact.sha256 if parent else None,
-        rows=rows.height,
-        libraries={library: importlib.metadata.version(library) for library in _LIBRARIES},
-        device=name,
-    )
+def _score_champion(model: Any, rows: pl.DataFrame | None, experiment: Experiment) -> Scores | None:
+    """None too where the live model cannot answer these rows: it defends nothing then."""
+    if model is None:
+        return None
+    try:
+        return _score(model, rows, experiment)
+    except BadModelCode as error:
+        print(f"the live model cannot be scored: {error}")
+        return None
 
 
 def _type(dtype: pl.DataType) -> str:

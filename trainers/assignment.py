@@ -1,0 +1,85 @@
+"""What a job's process is given, and what it says back: plain data, so that the trainer needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct, field
+
+from schemas.job import JobRequested
+from schemas.model import Field, Lineage, Manifest, Scores
+
+
+class Assignment(Struct, frozen=True, kw_only=True):
+    """What a process is given: the job, where it runs, and the live model if there is one.
+
+    `device` is what torch calls it: "cpu", or "cuda:0" of the one GPU that `gpu_uuid` makes visible.
+    `device_name` is for people.
+    """
+
+    job: JobRequested
+    attempt: int
+    artifacts: str
+    champion: Manifest | None
+    device: str = "cpu"
+    device_name: str = "cpu"
+    gpu_uuid: str | None = None
+    gpu_share: float | None = None
+    threads: int = 1
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """A challenger with its scores, its weights already in the store.
+
+    `constant`: it answers every row alike, which no gate needs to weigh.
+    """
+
+    sha256: str
+    size_bytes: int
+    architecture: str
+    config: dict[str, Any]
+    inputs: list[Field]
+    example: dict[str, Any]
+    lineage: Lineage
+    champion: Scores | None
+    challenger: Scores | None
+    constant: bool
+    rows: int
+    train_s: float
+    trained_ms: int
+
+
+class Began(Struct, frozen=True, kw_only=True, tag="began"):
+    """The process exists and has its assignment."""
+
+    pid: int
+    started_ms: int
+
+
+class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
+    """How far user code says it is; metrics that are not finite are left out."""
+
+    step: int
+    of: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Done(Struct, frozen=True, kw_only=True, tag="done"):
+    """It trained and scored a challenger."""
+
+    outcome: Outcome
+
+
+class Skipped(Struct, frozen=True, kw_only=True, tag="skipped"):
+    """There was nothing to train on."""
+
+    reason: str
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
+    """It raised."""
+
+    reason: str
+
+
+Report = Began | Progress | Done | Skipped | Failed

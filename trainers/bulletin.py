@@ -1,0 +1,158 @@
+"""The trainer's topics: read from the beginning, followed, and written so that nothing said is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+)
+from aiokafka.structs import TopicPartition
+
+from infra.kafka.connection import Connection
+from infra.logging import logger
+from schemas import topics
+from schemas.contract import Announcement
+from schemas.envelope import NotAnAnnouncement, open_record, unwrap, wrap
+from trainers.registry import Registry
+
+FOLLOWED = (topics.JOBS, topics.MODELS, topics.MODELS_CURRENT)
+SOURCE = "/tidemill/trainer"
+_HOPELESS = (
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+)
+_AGAIN_AFTER_S = 1.0
+_POLL_MS = 200
+
+log = logger(__name__)
+
+
+class Bulletin:
+    """Keeps a registry as the topics say, and announces.
+
+    An announcement that the cluster does not take is sent again until it does, by a new producer: it may then
+    stand on the topic twice, with one id.
+    """
+
+    def __init__(
+        self, connection: Connection, *, now_ms: Callable[[], int] = lambda: int(time.time() * 1000)
+    ) -> None:
+        self.registry = Registry()
+        self.changed = asyncio.Event()
+        self._connection = connection
+        self._now_ms = now_ms
+        self._producer: AIOKafkaProducer | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._at: dict[TopicPartition, int] = {}
+        self._moved = asyncio.Condition()
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Read all that the topics hold, then go on following them."""
+        self._consumer = AIOKafkaConsumer(
+            **self._connection.client_arguments(),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=50,
+        )
+        await self._consumer.start()
+        tps = [TopicPartition(t.name, number) for t in FOLLOWED for number in range(t.partitions)]
+        self._consumer.assign(tps)
+        await self._consumer.seek_to_beginning(*tps)
+        self._following = asyncio.create_task(self._follow())
+        await self.caught_up()
+
+    async def _follow(self) -> None:
+        assert self._consumer is not None
+        while True:
+            try:
+                batches = await self._consumer.getmany(timeout_ms=_POLL_MS)
+            except KafkaError as error:
+                log.warning("cannot read, will try again", error=str(error))
+                await asyncio.sleep(_AGAIN_AFTER_S)
+                continue
+            for tp, records in batches.items():
+                for record in records:
+                    with contextlib.suppress(NotAnAnnouncement):
+                        event = unwrap(open_record(record.key, record.value, record.headers))
+                        self.registry.note(tp.topic, event)
+            if batches:
+                self.changed.set()
+            async with self._moved:
+                self._at = {tp: await self._consumer.position(tp) for tp in self._consumer.assignment()}
+                self._moved.notify_all()
+
+    async def caught_up(self) -> None:
+        """Wait until all is read that the topics hold now."""
+        assert self._consumer is not None
+        ends = await self._consumer.end_offsets(list(self._consumer.assignment()))
+        async with self._moved:
+            await self._moved.wait_for(lambda: all(self._at.get(tp, 0) >= end for tp, end in ends.items()))
+
+    def check(self) -> None:
+        """Raises what ended the following, if anything did."""
+        if self._following is not None and self._following.done():
+            self._following.result()
+
+    async def say(self, topic: str, event: Announcement) -> None:
+        """Announce; on return the cluster holds it.
+
+        Raises:
+            KafkaError: it never will: too large, or no permission.
+        """
+        key, value, headers = wrap(event, source=SOURCE, time_ms=self._now_ms()).record()
+        while True:
+            try:
+                if self._producer is None:
+                    self._producer = await self._new_producer()
+                await self._producer.send_and_wait(topic, key=key, value=value, headers=headers)
+                break
+            except _HOPELESS:
+                raise
+            except KafkaError as error:
+                log.warning("cannot announce, will try again", topic=topic, error=repr(error))
+                await self._drop_producer()
+                await asyncio.sleep(_AGAIN_AFTER_S)
+        # Noted here too: the next decision need not wait for the topic's echo.
+        self.registry.note(topic, event)
+        self.changed.set()
+
+    async def _new_producer(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            **self._connection.client_arguments(),
+            enable_idempotence=True,
+            acks="all",
+            max_request_size=2_097_152,
+        )
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+        return producer
+
+    async def _drop_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(KafkaError, TimeoutError):
+                await asyncio.wait_for(producer.stop(), 5.0)
+
+    async def stop(self) -> None:
+        """Let go of the cluster."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        if self._consumer is not None:
+            await self._consumer.stop()
+        await self._drop_producer()

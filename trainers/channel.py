@@ -1,0 +1,57 @@
+"""Length-delimited JSON over a stream socket: how the trainer, its standby and a job's process talk."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+import msgspec
+
+_HEAD = struct.Struct(">I")
+LIMIT_BYTES = 64 * 2**20
+
+T = TypeVar("T")
+
+
+def packed(message: msgspec.Struct) -> bytes:
+    """A message as it travels.
+
+    Raises:
+        ValueError: it is larger than anybody reads.
+    """
+    data = msgspec.json.encode(message)
+    if len(data) > LIMIT_BYTES:
+        raise ValueError(f"a {type(message).__name__} of {len(data)} bytes; at most {LIMIT_BYTES} travel")
+    return _HEAD.pack(len(data)) + data
+
+
+def receive(channel: socket.socket, kind: type[T]) -> T | None:
+    """The next message of a blocking socket; None where the other side has closed it."""
+    head = _exactly(channel, _HEAD.size)
+    data = None if head is None else _exactly(channel, _HEAD.unpack(head)[0])
+    return None if data is None else msgspec.json.decode(data, type=kind)
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        part = channel.recv(min(size - len(parts), 2**20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+async def messages(reader: asyncio.StreamReader, kind: type[T]) -> AsyncIterator[T]:
+    """Messages until the other side closes, or sends what is none: nothing after that is sure."""
+    try:
+        while True:
+            (size,) = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+            if size > LIMIT_BYTES:
+                return
+            yield msgspec.json.decode(await reader.readexactly(size), type=kind)
+    except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
+        return
