@@ -5,7 +5,8 @@ what `requirements.lock` pins, each file checked against its hash, then becomes 
 
     check [--fast | --fix] [TESTS]    format, lint, types, import rules, tests
     lock [--upgrade]                  writes requirements.lock anew from pyproject.toml
-    anything else                     a `tidemill` sub-command with its arguments
+    anything else                     a `tidemill` sub-command with its arguments; where the names collide,
+                                      put `tidemill` before it: `tidemill check FILE` checks a pipeline
 
 Needs Python 3.11 or newer and pip. This file imports nothing beyond the standard library.
 """
@@ -28,7 +29,7 @@ PROJECT = ROOT / "pyproject.toml"
 STAMP = "tidemill.stamp"
 """File in the environment: empty while it is being filled, then the digest of what was installed."""
 OLDEST_PYTHON = (3, 11)
-FIRST_INSTALL_BYTES = 12_000_000_000
+FIRST_INSTALL_BYTES = 7_000_000_000
 """Disk that a first installation takes, downloads included; torch's CUDA libraries are most of it."""
 
 NO_VENV = "this Python cannot make environments; install its venv module (Debian: apt install python3-venv)"
@@ -259,7 +260,7 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         say("interrupted; the next run begins the environment afresh, with what was fetched")
         sys.exit(130)
-    program = [venv / "bin" / "tidemill", command, *rest]
+    program = [venv / "bin" / "tidemill", *(rest if command == "tidemill" else (command, *rest))]
     if command == "check":
         program = [interpreter(venv), "-m", "infra.checks", *rest]
         os.chdir(ROOT)
