@@ -1,8 +1,8 @@
 """What every announcement's contract has in common, and the register of their types.
 
 An announcement is a frozen struct that knows its deterministic id, its subject and its record key.
-Rule for unknown fields: an announcement's reader ignores them (a newer Tidemill may add some); a raw
-event's reader refuses them, unless its topic says `unknown_fields="keep"`.
+Rule for unknown fields, which each topic states: an announcement's reader ignores them (a newer Tidemill may
+add some, and the envelope keeps the data as they came); a raw event's reader refuses them, by name.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Topic:
     versions: tuple[Version, ...]
     partitions: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
-    unknown_fields: Literal["refuse", "keep", "ignore"] = "ignore"
+    unknown_fields: Literal["refuse", "ignore"] = "ignore"
     examples: tuple[Mapping[str, Any], ...] = ()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,18 +44,31 @@ def settings() -> Settings:
     return configuration.load(_config)
 
 
+class Stopped(BaseException):
+    """Somebody asked us to end, by Ctrl-C or SIGTERM: what was started is stopped on the way out."""
+
+
 def main() -> None:
     """Run a command; a known error is one clear message and a non-zero exit, never a traceback."""
     from infra.command import commands  # noqa: F401  (importing registers the commands)
 
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _stop)
     try:
         app()
     except TidemillError as error:
         console.print(f"[red bold]{_title(error)}[/]: {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("stopped")
+    except Stopped:
+        console.print("stopped; nothing that was accepted is lost")
         sys.exit(130)
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    # Once: a second Ctrl-C must not break off the stopping of what still runs.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped
 
 
 def _title(error: TidemillError) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -35,7 +34,6 @@ def demo(
     configured = settings()
     if fresh:
         begin_afresh(configured.paths.home)
-    _end_on_sigterm()
     report, scores = Demo(configured, days=days, console=console).run()
     (configured.paths.home / "report.json").write_text(json.dumps(report.as_json(), indent=2))
     show(report, scores, console, as_json=as_json)
@@ -53,7 +51,6 @@ def up(
 
     configured = settings()
     environment = {"TIDEMILL_WORKER__PIPELINE": pipeline} if pipeline else {}
-    _end_on_sigterm()
     with open_cluster(configured, console=console) as connection, Supervisor() as supervisor:
         asyncio.run(ensure(TOPICS, connection))
         environment["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
@@ -103,11 +100,10 @@ def worker(
 @app.command()
 def trainer() -> None:
     """Run a trainer: takes jobs, publishes models, serves their artifacts."""
-    from trainers.service import run_trainer
-
     from infra.kafka.cluster import find_cluster
     from infra.kafka.connection import connect_to
     from infra.logging import configure
+    from trainers.service import run_trainer
 
     configured = settings()
     configure(configured.log, part="trainer")
@@ -201,12 +197,3 @@ def doctor(as_json: Json = False) -> None:
         print(json.dumps(rows))
     if not all(c.ok for c in checks):
         raise typer.Exit(1)
-
-
-def _end_on_sigterm() -> None:
-    """SIGTERM ends a command as Ctrl-C does: everything it started is stopped."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
