@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from .errors import ArtifactMismatch, ModelUnusable, StoreNotAllowed, StoreUnavailable
+from .errors import (
+    ArtifactMismatch,
+    CacheUnavailable,
+    ModelUnusable,
+    StoreNotAllowed,
+    StoreUnavailable,
+    UnfitColumns,
+)
 from .follow import ModelFollower
 from .load import LoadedModel
 
 __all__ = [
     "ModelFollower",
     "LoadedModel",
+    "UnfitColumns",
     "ArtifactMismatch",
-    "ModelUnusable",
     "StoreNotAllowed",
+    "ModelUnusable",
     "StoreUnavailable",
+    "CacheUnavailable",
 ]

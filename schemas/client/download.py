@@ -1,132 +1,233 @@
-"""Fetch an artifact: resumable, bounded, checked against size and digest before anybody opens it."""
+"""Fetch an artifact: resumable, bounded, and checked against size and digest before anybody opens it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import BinaryIO
 
 import httpx
 
+from ..errors import Rejected
 from ..model import Artifact
-from .errors import ArtifactMismatch, StoreNotAllowed, StoreUnavailable
+from .errors import ArtifactMismatch, CacheUnavailable, StoreNotAllowed, StoreUnavailable
+from .stores import Stores, shown
 
 _PAUSES_S = (0.05, 0.2, 0.8, 2.0)
+_KEPT = 3
 _OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
 
 
 class Downloader:
-    """Gets artifacts from allowed stores into a cache folder, under their digest.
+    """Gets artifacts of one model into a folder of its own, where they lie under their digest.
 
     Args:
-        stores: base addresses, such as "http://127.0.0.1:8700/"; nothing else is ever asked.
-        cache_dir: where finished and partial downloads lie.
+        stores: base addresses; nothing else is ever asked.
+        folder: where finished and partial downloads lie; the three last used are kept.
         max_bytes: an artifact that claims more is refused unseen.
+        timeout_s: longest wait for a connection, or for the next bytes.
+        deadline_s: longest time for one artifact, all tries together.
     """
 
     def __init__(
-        self, stores: Sequence[str], cache_dir: Path, *, max_bytes: int = 2 * 2**30, timeout_s: float = 10.0
+        self,
+        stores: Sequence[str],
+        folder: Path,
+        *,
+        max_bytes: int = 2 * 2**30,
+        timeout_s: float = 10.0,
+        deadline_s: float = 900.0,
     ) -> None:
-        self.stores = tuple(store.rstrip("/") + "/" for store in stores)
-        self.cache_dir = cache_dir
+        self._stores = Stores(stores)
+        self._folder = folder
         self._max_bytes = max_bytes
-        # A redirect could lead to another host: it is an error like any other answer that is no artifact.
-        self._client = httpx.AsyncClient(follow_redirects=False, timeout=timeout_s, trust_env=False)
+        self._deadline_s = deadline_s
+        # A redirect could lead to another host, and a proxy of the environment is another host.
+        self._http = httpx.AsyncClient(follow_redirects=False, timeout=timeout_s, trust_env=False)
 
     async def fetch(self, artifact: Artifact) -> bytes:
-        """The artifact's bytes, from the cache or a store; checked.
+        """The artifact's bytes, from the folder or a store; checked.
 
         Raises:
-            StoreNotAllowed: its address is below none of the stores.
-            ArtifactMismatch: what came has another size or digest.
+            StoreNotAllowed: its address is below none of the stores, or a store redirects.
+            ArtifactMismatch: what came, or what is claimed, has another size or digest.
             StoreUnavailable: it could not be had, after several tries.
+            CacheUnavailable: the folder cannot be read or written.
         """
         if artifact.size_bytes > self._max_bytes:
             raise ArtifactMismatch(
-                f"artifact {artifact.sha256} claims {artifact.size_bytes} bytes, more than the {self._max_bytes} "
-                "that this client takes"
+                f"artifact {artifact.sha256} claims {artifact.size_bytes} bytes; this client takes at most "
+                f"{self._max_bytes}: raise max_bytes if that is right"
             )
-        addresses = list(self._addresses(artifact))
-        kept = self.cache_dir / f"{artifact.sha256}.{artifact.format}"
-        if kept.is_file():
-            content = await asyncio.to_thread(kept.read_bytes)
-            if _matches(content, artifact):
-                return content
-            kept.unlink()
-        partial = kept.with_suffix(".part")
-        await asyncio.to_thread(self.cache_dir.mkdir, parents=True, exist_ok=True)
-        failure = "no store was asked"
-        for pause_s in (*_PAUSES_S, None):
-            for address in addresses:
-                try:
-                    await self._stream(address, artifact, partial)
-                except (httpx.HTTPError, OSError) as error:
-                    failure = f"{address}: {error or type(error).__name__}"
-                    continue
-                content = await asyncio.to_thread(partial.read_bytes)
-                if not _matches(content, artifact):
-                    partial.unlink(missing_ok=True)
-                    raise ArtifactMismatch(
-                        f"{address} gave {len(content)} bytes with another digest than {artifact.sha256}; "
-                        "they were thrown away unopened"
-                    )
-                partial.replace(kept)
-                return content
-            if pause_s is not None:
-                await asyncio.sleep(pause_s)
-        raise StoreUnavailable(f"artifact {artifact.sha256} could not be had: {failure}")
-
-    def _addresses(self, artifact: Artifact) -> Iterator[str]:
-        """The event's own address, then the artifact's name below each store: a store may have moved."""
-        parts = urlsplit(artifact.uri)
-        is_ours = parts.scheme in ("http", "https") and any(artifact.uri.startswith(s) for s in self.stores)
-        named = f"{artifact.sha256}.{artifact.format}"
-        if not is_ours and not parts.path.endswith("/" + named):
-            raise StoreNotAllowed(
-                f"{artifact.uri} lies in none of the stores of this client ({', '.join(self.stores)})"
-            )
-        if is_ours:
-            yield artifact.uri
-        for store in self.stores:
-            if store + named != artifact.uri:
-                yield store + named
-
-    async def _stream(self, address: str, artifact: Artifact, partial: Path) -> None:
-        have = partial.stat().st_size if partial.exists() else 0
-        if have > artifact.size_bytes:
-            partial.unlink()
-            have = 0
-        if have == artifact.size_bytes:
-            return
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        async with self._client.stream("GET", address, headers=headers) as answer:
-            if answer.status_code == _UNSATISFIABLE:
-                partial.unlink(missing_ok=True)
-            if answer.status_code not in (_OK, _PARTIAL):
-                raise httpx.HTTPStatusError(
-                    f"answered {answer.status_code}", request=answer.request, response=answer
-                )
-            resumed = answer.status_code == _PARTIAL
-            have = have if resumed else 0
-            with partial.open("ab" if resumed else "wb") as out:
-                async for chunk in answer.aiter_bytes(2**20):
-                    have += len(chunk)
-                    if have > artifact.size_bytes:
-                        # Longer than promised: no need to see the rest.
-                        out.truncate(0)
-                        raise ArtifactMismatch(
-                            f"{address} gives more than the {artifact.size_bytes} bytes of {artifact.sha256}"
-                        )
-                    out.write(chunk)
-        if have < artifact.size_bytes:
-            raise httpx.RemoteProtocolError(f"ended after {have} of {artifact.size_bytes} bytes")
+        addresses = self._stores.addresses(artifact)
+        try:
+            async with asyncio.timeout(self._deadline_s), self._alone():
+                content = await asyncio.to_thread(self._kept, artifact)
+                return await self._download(artifact, addresses) if content is None else content
+        except TimeoutError as error:
+            raise StoreUnavailable(
+                f"artifact {artifact.sha256} did not come within {self._deadline_s:g} s"
+            ) from error
+        except OSError as error:
+            raise CacheUnavailable(f"cannot keep an artifact in {self._folder}: {error}") from error
 
     async def close(self) -> None:
         """Close connections."""
-        await self._client.aclose()
+        await self._http.aclose()
+
+    async def _download(self, artifact: Artifact, addresses: list[httpx.URL]) -> bytes:
+        failed: list[str] = []
+        for pause_s in (*_PAUSES_S, None):
+            refused: list[Rejected] = []
+            failed.clear()
+            for address in addresses:
+                try:
+                    return await self._from(address, artifact)
+                except Rejected as error:
+                    refused.append(error)
+                except StoreUnavailable as error:
+                    failed.append(str(error))
+            if refused:
+                raise refused[0]
+            if pause_s is not None:
+                await asyncio.sleep(pause_s)
+        raise StoreUnavailable(f"artifact {artifact.sha256} could not be had: {'; '.join(failed)}")
+
+    async def _from(self, address: httpx.URL, artifact: Artifact) -> bytes:
+        began_at = await asyncio.to_thread(self._partial_size, artifact)
+        await self._stream(address, artifact, began_at)
+        try:
+            return await asyncio.to_thread(self._keep, artifact, address)
+        except ArtifactMismatch:
+            if began_at == 0:
+                raise
+        # The part that an earlier try left may be what was wrong: once more, from the start.
+        await self._stream(address, artifact, 0)
+        return await asyncio.to_thread(self._keep, artifact, address)
+
+    async def _stream(self, address: httpx.URL, artifact: Artifact, have: int) -> None:
+        """Bring the partial file up to the artifact's size, from byte `have` on."""
+        if have == artifact.size_bytes:
+            return
+        headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
+        try:
+            async with self._http.stream("GET", address, headers=headers) as answer:
+                have = self._begins_at(answer, artifact, have)
+                with await asyncio.to_thread(self._open_partial, artifact, have) as out:
+                    async for chunk in answer.aiter_raw():
+                        have += len(chunk)
+                        if have > artifact.size_bytes:
+                            # Longer than promised: no need to see the rest.
+                            await asyncio.to_thread(out.truncate, 0)
+                            raise _wrong_size(address, "more", artifact)
+                        await asyncio.to_thread(out.write, chunk)
+        except httpx.HTTPError as error:
+            raise StoreUnavailable(f"{shown(address)}: {error or type(error).__name__}") from error
+        if have < artifact.size_bytes:
+            raise StoreUnavailable(f"{shown(address)} ended after {have} of {artifact.size_bytes} bytes")
+
+    def _begins_at(self, answer: httpx.Response, artifact: Artifact, asked: int) -> int:
+        """The offset of the answer's first byte."""
+        address, status = answer.request.url, answer.status_code
+        if answer.is_redirect:
+            raise StoreNotAllowed(
+                f"{shown(address)} redirects to {answer.headers.get('location', '')[:200]!r}; this client "
+                "follows no redirects: name the store itself"
+            )
+        if status == _UNSATISFIABLE:
+            self._partial(artifact).unlink(missing_ok=True)
+        if status not in (_OK, _PARTIAL):
+            raise StoreUnavailable(f"{shown(address)} answered {status}")
+        promised = answer.headers.get("content-length")
+        if status == _OK:
+            if promised is not None and promised != str(artifact.size_bytes):
+                raise _wrong_size(address, promised, artifact)
+            return 0
+        place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
+        if place is None or int(place[1]) != asked:
+            self._partial(artifact).unlink(missing_ok=True)
+            raise StoreUnavailable(f"{shown(address)} answered another part than the one asked for")
+        if place[2] not in ("*", str(artifact.size_bytes)):
+            raise _wrong_size(address, place[2], artifact)
+        return asked
+
+    def _kept(self, artifact: Artifact) -> bytes | None:
+        path = self._path(artifact)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if not _is_it(content, artifact):
+            path.unlink()
+            return None
+        os.utime(path)
+        return content
+
+    def _keep(self, artifact: Artifact, address: httpx.URL) -> bytes:
+        """Check what has come, and only then give it its name. Older downloads make room."""
+        partial = self._partial(artifact)
+        content = partial.read_bytes()
+        if not _is_it(content, artifact):
+            partial.unlink()
+            raise ArtifactMismatch(
+                f"{shown(address)} gave {len(content)} bytes that are not {artifact.sha256}; they were "
+                "thrown away unopened"
+            )
+        partial.replace(self._path(artifact))
+        by_use = sorted(self._folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for old in (*by_use[_KEPT:], *self._folder.glob("*.part")):
+            old.unlink()
+        return content
+
+    def _path(self, artifact: Artifact) -> Path:
+        return self._folder / f"{artifact.sha256}.safetensors"
+
+    def _partial(self, artifact: Artifact) -> Path:
+        return self._folder / f"{artifact.sha256}.part"
+
+    def _partial_size(self, artifact: Artifact) -> int:
+        try:
+            size = self._partial(artifact).stat().st_size
+        except FileNotFoundError:
+            return 0
+        return size if size <= artifact.size_bytes else 0
+
+    def _open_partial(self, artifact: Artifact, have: int) -> BinaryIO:
+        return self._partial(artifact).open("ab" if have else "wb")
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One download at a time in this folder, also among processes: a partial file has one writer."""
+        await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
+        with await asyncio.to_thread((self._folder / ".lock").open, "ab") as held:
+            while not _lock(held):  # noqa: ASYNC110  (what is awaited happens in another process)
+                await asyncio.sleep(0.05)
+            yield
 
 
-def _matches(content: bytes, artifact: Artifact) -> bool:
+def _lock(file: BinaryIO) -> bool:
+    """Take the lock that ends when the file is closed, or its process dies; False if another has it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: its processes need folders of their own
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_it(content: bytes, artifact: Artifact) -> bool:
     return len(content) == artifact.size_bytes and hashlib.sha256(content).hexdigest() == artifact.sha256
+
+
+def _wrong_size(address: httpx.URL, given: str, artifact: Artifact) -> ArtifactMismatch:
+    return ArtifactMismatch(
+        f"{shown(address)} gives {given} bytes; the event names {artifact.size_bytes} for {artifact.sha256}"
+    )

@@ -1,4 +1,14 @@
-"""Why a model was not taken up. The service goes on with the one it has."""
+"""Why a model was not taken up, or a question not answered. The service goes on with the model it has.
+
+Rejected
+├── ArtifactMismatch   wrong size or digest; never opened
+├── StoreNotAllowed    an address outside the client's own stores
+├── ModelUnusable      right bytes, but no network that answers comes of them
+└── UnfitColumns       the columns of a question are not those that the model takes
+Retryable
+├── StoreUnavailable   no store gave the artifact, after several tries
+└── CacheUnavailable   the cache folder cannot be read or written
+"""
 
 from __future__ import annotations
 
@@ -10,12 +20,20 @@ class ArtifactMismatch(Rejected):
 
 
 class StoreNotAllowed(Rejected):
-    """The event names an address outside the client's own stores."""
+    """The event, or a redirect, names an address outside the client's own stores."""
 
 
 class ModelUnusable(Rejected):
     """The bytes are right, but no network comes of them, or it fails on the manifest's example."""
 
 
+class UnfitColumns(Rejected):
+    """The columns of a question are not those that the model takes: some are missing, or of other lengths."""
+
+
 class StoreUnavailable(Retryable):
     """No store gave the artifact, after several tries."""
+
+
+class CacheUnavailable(Retryable):
+    """The cache folder cannot be read or written: no permission, or the disk is full."""

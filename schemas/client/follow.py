@@ -1,33 +1,38 @@
-"""Follow a model by name: each newer version is fetched, checked, loaded and tried, and only then swapped in."""
+"""Follow a model by name: fetch, check, load and try each newer version, and only then swap it in."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.structs import TopicPartition
 
 from .. import topics
-from ..contract import Announcement
-from ..envelope import NotAnAnnouncement, open_record, unwrap, wrap
+from ..envelope import NotAnAnnouncement, open_record, unwrap
 from ..errors import Rejected, Retryable
 from ..model import AdoptionRefused, Manifest, ModelAdopted, ModelPublished, RolledBack
+from .announce import Announcer
 from .download import Downloader
-from .load import LoadedModel, load, prepare
+from .load import LoadedModel, check_kind, import_libraries, load
 
-_AGAIN_AFTER_S = 5.0
+log = logging.getLogger(__name__)
+
+_AGAIN_AFTER_S = (1.0, 2.0, 5.0, 15.0, 30.0)
+_FLUSH_S = 3.0
 
 
 class ModelFollower:
     """Holds the newest good version of one model.
 
     `current` is one reference, replaced in one step: whoever reads it has a whole model, the old or the
-    new. Use as an async context manager, or call `start` and `stop`.
+    new. Versions never go back. Use as an async context manager, or call `start` and `stop`.
 
     Args:
         name: the model's name.
@@ -35,6 +40,12 @@ class ModelFollower:
         stores: base addresses from which artifacts may be taken.
         service: who we are, as adopted and refused events say it.
         cache_dir: downloads are kept here, and serve a restart while the store is away.
+        pin_version: hold exactly this version, whatever is published later.
+        max_bytes: an artifact that claims to be larger is refused unseen.
+        timeout_s: longest wait for a store's connection or its next bytes.
+
+    Raises:
+        InvalidConfiguration: a store is no base address.
     """
 
     def __init__(
@@ -44,38 +55,46 @@ class ModelFollower:
         client: Mapping[str, Any],
         stores: Sequence[str],
         service: str,
-        cache_dir: Path,
+        cache_dir: Path | str,
+        pin_version: int | None = None,
+        max_bytes: int = 2 * 2**30,
+        timeout_s: float = 10.0,
     ) -> None:
         self.name = name
         self.service = service
         self.current: LoadedModel | None = None
+        self.last_refusal: AdoptionRefused | None = None
         self._client = dict(client)
-        self._downloader = Downloader(stores, cache_dir)
+        self._pinned = pin_version
+        # A pinned version may be gone from the compacted topic; the history keeps it.
+        self._topic = (topics.MODELS_CURRENT if pin_version is None else topics.MODELS).name
+        folder = Path(cache_dir) / f"model-{quote(name, safe='')}"
+        self._downloader = Downloader(stores, folder, max_bytes=max_bytes, timeout_s=timeout_s)
         self._newest: Manifest | None = None
-        self._refused: tuple[int, str] | None = None
+        self._given_up = 0  # version that was rejected for good
+        self._tried = 0  # version that was tried at least once
+        self._failures = 0
+        self._caught_up = False
+        self._poked = asyncio.Event()
         self._ready = asyncio.Event()
-        self._arrived = asyncio.Event()
+        self._settled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin to follow, from the newest version that is there."""
-        await asyncio.to_thread(prepare)
-        self._producer = AIOKafkaProducer(**self._client, enable_idempotence=True, acks="all")
-        self._consumer = AIOKafkaConsumer(**self._client, enable_auto_commit=False, fetch_max_wait_ms=50)
-        await self._producer.start()
-        await self._consumer.start()
-        tp = TopicPartition(topics.MODELS_CURRENT.name, 0)
-        self._consumer.assign([tp])
-        await self._consumer.seek_to_beginning(tp)
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._adopt_forever())]
+        """Begin to follow. Neither the cluster nor a store need be there yet."""
+        self._announcer = Announcer(
+            self._client, topic=topics.MODELS.name, source=f"/service/{quote(self.service)}"
+        )
+        await AIOKafkaConsumer(**self._client).stop()  # a misspelt argument is an error here and now
+        roads = (self._follow_forever(), self._adopt_forever(), self._announcer.run())
+        self._tasks = [asyncio.create_task(road) for road in roads]
 
     async def stop(self) -> None:
-        """Stop following; `current` stays."""
+        """Stop following; `current` stays and answers on."""
+        await self._announcer.flush(within_s=_FLUSH_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._consumer.stop()
-        await self._producer.stop()
         await self._downloader.close()
 
     async def __aenter__(self) -> ModelFollower:
@@ -91,42 +110,113 @@ class ModelFollower:
         assert self.current is not None
         return self.current
 
-    async def _follow(self) -> None:
-        async for record in self._consumer:
-            if record.key != self.name.encode():
-                continue
-            with contextlib.suppress(NotAnAnnouncement):
-                event = unwrap(open_record(record.key, record.value, record.headers))
-                if isinstance(event, ModelPublished | RolledBack) and self._is_newer(event.manifest):
-                    self._newest = event.manifest
-                    self._arrived.set()
+    async def settled(self) -> LoadedModel | None:
+        """Wait until what was published before we began is adopted or refused; the model, if there is one.
 
-    def _is_newer(self, manifest: Manifest) -> bool:
+        A service that waits for this after a restart leaves no question to a model that was there before.
+        """
+        await self._settled.wait()
+        return self.current
+
+    async def _follow_forever(self) -> None:
+        while True:
+            consumer = AIOKafkaConsumer(
+                **self._client, enable_auto_commit=False, auto_offset_reset="earliest"
+            )
+            try:
+                await consumer.start()
+                await self._follow(consumer)
+            except Exception as error:
+                log.warning("model events cannot be read, trying again in a second: %s", error)
+            finally:
+                await consumer.stop()
+            await asyncio.sleep(1.0)
+
+    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
+        # Asking for all topics creates none, as asking for one would on some clusters.
+        while self._topic not in await consumer.topics():  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        numbers = consumer.partitions_for_topic(self._topic) or {0}
+        partitions = [TopicPartition(self._topic, number) for number in numbers]
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        ends = await consumer.end_offsets(partitions)
+        while True:
+            if not self._caught_up and all([await consumer.position(p) >= ends[p] for p in partitions]):
+                self._caught_up = True
+                self._poked.set()
+            for records in (await consumer.getmany(timeout_ms=1000)).values():
+                for record in records:
+                    self._note(record)
+
+    def _note(self, record: ConsumerRecord[Any, Any]) -> None:
+        if record.key != self.name.encode():
+            return
+        try:
+            event = unwrap(open_record(record.key, record.value, record.headers))
+        except NotAnAnnouncement as error:
+            log.warning("a record about %s at offset %s is passed over: %s", self.name, record.offset, error)
+            return
+        if isinstance(event, ModelPublished | RolledBack) and self._is_wanted(event.manifest):
+            self._newest = event.manifest
+            self._failures = 0
+            self._poked.set()
+
+    def _is_wanted(self, manifest: Manifest) -> bool:
         """Versions never go back: an old event that is sent again changes nothing."""
+        if manifest.name != self.name:
+            return False
+        if self._pinned is not None:
+            return manifest.version == self._pinned and self._newest is None
         known = [m.version for m in (self._newest, self.current and self.current.manifest) if m]
-        return manifest.name == self.name and manifest.version > max(known, default=0)
+        return manifest.version > max(known, default=0)
 
     async def _adopt_forever(self) -> None:
+        await asyncio.to_thread(import_libraries)
+        pause_s = None
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            manifest = self._newest
-            if manifest is None or (self.current is not None and manifest.version <= self.current.version):
-                continue
-            try:
-                await self._adopt(manifest)
-            except (Rejected, Retryable) as error:
-                await self._refuse(manifest, str(error))
-                if isinstance(error, Retryable):
-                    asyncio.get_running_loop().call_later(_AGAIN_AFTER_S, self._arrived.set)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._poked.wait()
+            self._poked.clear()
+            manifest, pause_s = self._newest, None
+            if manifest is not None and manifest.version > max(self._held(), self._given_up):
+                pause_s = await self._try(manifest)
+            if self._caught_up and (self._newest is None or self._tried >= self._newest.version):
+                self._settled.set()
+
+    def _held(self) -> int:
+        return self.current.version if self.current else 0
+
+    async def _try(self, manifest: Manifest) -> float | None:
+        """Adopt or refuse; the pause in seconds before the next try, if there is to be one."""
+        try:
+            await self._adopt(manifest)
+            return None
+        except Retryable as error:
+            self._refuse(manifest, error)
+            self._failures += 1
+            return _AGAIN_AFTER_S[min(self._failures, len(_AGAIN_AFTER_S)) - 1]
+        except Rejected as error:
+            self._refuse(manifest, error)
+        except Exception as error:  # whatever it is, the old model goes on answering
+            log.exception("adoption of %s version %s failed", self.name, manifest.version)
+            self._refuse(manifest, error)
+        finally:
+            self._tried = manifest.version
+        self._given_up = manifest.version
+        return None
 
     async def _adopt(self, manifest: Manifest) -> None:
         began = time.perf_counter()
+        check_kind(manifest)
         content = await self._downloader.fetch(manifest.artifact)
         loaded = await asyncio.to_thread(load, manifest, content)
         previous, self.current = self.current, loaded
         self._ready.set()
-        await self._say(
+        load_ms = (time.perf_counter() - began) * 1000
+        log.info("adopted %s version %s in %.0f ms", self.name, manifest.version, load_ms)
+        self._announcer.say(
             ModelAdopted(
                 name=self.name,
                 service=self.service,
@@ -134,30 +224,27 @@ class ModelFollower:
                 sha256=manifest.artifact.sha256,
                 previous_version=previous.version if previous else None,
                 adopted_ms=_now_ms(),
-                load_ms=(time.perf_counter() - began) * 1000,
+                load_ms=load_ms,
             )
         )
 
-    async def _refuse(self, manifest: Manifest, reason: str) -> None:
-        """Say once for each version and reason why it was not taken; the old model goes on answering."""
-        if self._refused == (manifest.version, reason):
+    def _refuse(self, manifest: Manifest, error: Exception) -> None:
+        """Say once for each version and kind of error why it was not taken."""
+        log.warning("%s version %s is not taken: %s", self.name, manifest.version, error)
+        reason = f"{type(error).__name__}: {error}"[:2000]
+        last = self.last_refusal
+        if last and (last.version, last.reason.partition(":")[0]) == (manifest.version, type(error).__name__):
             return
-        self._refused = (manifest.version, reason)
-        await self._say(
-            AdoptionRefused(
-                name=self.name,
-                service=self.service,
-                version=manifest.version,
-                sha256=manifest.artifact.sha256,
-                kept_version=self.current.version if self.current else None,
-                reason=reason,
-                refused_ms=_now_ms(),
-            )
+        self.last_refusal = AdoptionRefused(
+            name=self.name,
+            service=self.service,
+            version=manifest.version,
+            sha256=manifest.artifact.sha256,
+            kept_version=self.current.version if self.current else None,
+            reason=reason,
+            refused_ms=_now_ms(),
         )
-
-    async def _say(self, event: Announcement) -> None:
-        key, value, headers = wrap(event, source=f"/service/{self.service}", time_ms=_now_ms()).record()
-        await self._producer.send_and_wait(topics.MODELS.name, key=key, value=value, headers=headers)
+        self._announcer.say(self.last_refusal)
 
 
 def _now_ms() -> int:
