@@ -106,7 +106,7 @@ def provide_uv(venv: Path) -> None:
     refuse_foreign(venv)
     if stamp_of(venv) == "" or not works(venv):
         if remark := disk_remark():
-            say(f"going on, but: {remark}")
+            say(f"going on, but mind: {remark}")
         say(f"making an environment of Python {sys.version.split()[0]} in {venv}")
         # The base, not an environment that happens to be active: that one may be the folder to clear.
         base = getattr(sys, "_base_executable", sys.executable)
@@ -209,7 +209,7 @@ def disk_remark() -> str:
     if min(free_bytes) > FIRST_INSTALL_BYTES:
         return ""
     return (
-        f"the disk may be too small: {min(free_bytes) / 1e9:.1f} GB are free, "
+        f"The disk may be too small: {min(free_bytes) / 1e9:.1f} GB are free, "
         f"and a first installation takes about {FIRST_INSTALL_BYTES / 1e9:.0f} GB"
     )
 

@@ -42,6 +42,8 @@ __all__ = [
 
 PREFIX = "TIDEMILL_"
 CONFIG_VARIABLE = "TIDEMILL_CONFIG"
+SET_UP_VARIABLE = "TIDEMILL_VENV"
+"""Read by `infra/bootstrap.py` before there is anything else: no setting, and no mistake either."""
 DEFAULT_FILE = "tidemill.toml"
 SECTION_MARK = "__"
 
@@ -154,9 +156,8 @@ def _read_environment() -> dict[str, Any]:
 def _unknown_variables() -> list[str]:
     known = {_variable(key) for key, _, _ in _leaves(None, Settings)}
     sections = {name for name, field in Settings.model_fields.items() if _section_of(field)}
-    sections = {PREFIX + name.upper() for name in sections} | {
-        CONFIG_VARIABLE
-    }  # a whole section may be given as JSON
+    # A whole section may be given as JSON.
+    sections = {PREFIX + name.upper() for name in sections} | {CONFIG_VARIABLE, SET_UP_VARIABLE}
     problems = []
     for name in os.environ:
         upper = name.upper()
