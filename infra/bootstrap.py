@@ -108,9 +108,13 @@ def provide_uv(venv: Path) -> None:
         if remark := disk_remark():
             say(f"going on, but mind: {remark}")
         say(f"making an environment of Python {sys.version.split()[0]} in {venv}")
-        # The base, not an environment that happens to be active: that one may be the folder to clear.
+        if venv.exists():
+            shutil.rmtree(venv)
+        venv.mkdir(parents=True)
+        (venv / STAMP).write_text("")
+        # The base, not an environment that happens to be active: that one may be the folder just removed.
         base = getattr(sys, "_base_executable", sys.executable)
-        run([base, "-m", "venv", "--clear", "--without-pip", venv], NO_VENV)
+        run([base, "-m", "venv", "--without-pip", venv], NO_VENV)
     (venv / STAMP).write_text("")
     version, requirement = pinned_uv(LOCK.read_text())
     if (venv / "bin" / "uv").exists() and f"uv {version} " in run_quietly(venv / "bin" / "uv", "--version"):
