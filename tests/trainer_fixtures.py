@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pynvml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 from deltalake import write_deltalake
@@ -161,7 +164,7 @@ def write_model_code(folder: Path) -> Path:
 
 
 def write_dataset(uri: Path, *, rows: int = ROWS, seed: int = 7) -> None:
-    """Rows of three sources over `rows` minutes: what was asked, how warm it was, and the truth, an hour later.
+    """Rows of three sources over `rows` minutes: what was asked, how warm it was, the truth an hour later.
 
     `x` and the temperature decide the truth, with noise.
     """
@@ -225,6 +228,81 @@ def a_job(uri: Path, code: str, model: str, *, job_id: str = "", **changes: Any)
         decision_id=None,
         requested_ms=int(time.time() * 1000),
     )
+
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class NvmlDevice:
+    """One GPU of the stand-in; `error` is what any question about it raises, `gone`: only its number."""
+
+    total_bytes: int = 139 * GIB
+    free_bytes: int = 139 * GIB
+    utilization: int = 0
+    tells_utilization: bool = True
+    processes: Mapping[int, int] = field(default_factory=dict)
+    error: int | None = None
+    gone: bool = False
+
+
+class Nvml:
+    """The functions of `pynvml` that the trainer uses, its structs and errors, over made-up devices."""
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, devices: Sequence[NvmlDevice] = (), *, driver: bool = True) -> None:
+        self.devices = list(devices)
+        self.open_sessions = 0
+        self._driver = driver
+
+    def nvmlInit(self) -> None:  # noqa: N802  (the binding's own names)
+        if not self._driver:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+        self.open_sessions += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open_sessions -= 1
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.devices)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        if self.devices[index].gone:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return index
+
+    def _ask(self, handle: int) -> NvmlDevice:
+        device = self.devices[handle]
+        if device.error is not None:
+            raise pynvml.NVMLError(device.error)
+        return device
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
+        device = self._ask(handle)
+        memory = pynvml.c_nvmlMemory_t()
+        memory.total, memory.free = device.total_bytes, device.free_bytes
+        memory.used = device.total_bytes - device.free_bytes
+        return memory
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:  # noqa: N802
+        device = self._ask(handle)
+        if not device.tells_utilization:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        rates = pynvml.c_nvmlUtilization_t()
+        rates.gpu = device.utilization
+        return rates
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        return [SimpleNamespace(pid=p, usedGpuMemory=b) for p, b in self._ask(handle).processes.items()]
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        self._ask(handle)
+        return f"GPU-0000-{handle:02d}"
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        self._ask(handle)
+        return "NVIDIA H200"
 
 
 class Topics:

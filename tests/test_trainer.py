@@ -1,0 +1,331 @@
+"""From a job event to a model event, by a real trainer on a real broker."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import psutil
+import pytest
+import pytest_asyncio
+
+from infra.dataset import Dataset
+from infra.kafka import EmbeddedBroker
+from infra.kafka.connection import Connection
+from infra.kafka.topics import ensure
+from infra.point_in_time import examples
+from schemas import topics
+from schemas.job import (
+    DatasetRange,
+    Gate,
+    JobFailed,
+    JobProgress,
+    JobRequested,
+    JobSkipped,
+    JobStarted,
+    JobSucceeded,
+    Resources,
+)
+from schemas.model import ModelPublished, ModelRefused
+from tests.trainer_fixtures import (
+    HOUR_MS,
+    SPAN_MS,
+    SPEC,
+    STEP_MS,
+    Topics,
+    TrainerProcess,
+    a_job,
+    experiment,
+    write_dataset,
+    write_model_code,
+)
+from trainers.devices import survey
+
+ENDS = (JobFailed, JobSkipped, ModelPublished, ModelRefused)
+CUT_MS = SPAN_MS * 3 // 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trainer")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> Path:
+    write_dataset(folder / "dataset")
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="module")
+def code(folder: Path) -> Path:
+    return write_model_code(folder / "code")
+
+
+@pytest.fixture(scope="module")
+def broker(folder: Path) -> Iterator[EmbeddedBroker]:
+    """A cluster of our own: jobs that other tests announce are not ours to run."""
+    with EmbeddedBroker(folder / "kafka") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def trainer(folder: Path, code: Path, broker: EmbeddedBroker) -> Iterator[TrainerProcess]:
+    trainer = TrainerProcess(folder / "home", broker.bootstrap_servers, code)
+    trainer.start()
+    yield trainer
+    assert trainer.stop() == 0, trainer.log_file.read_text()
+
+
+@pytest_asyncio.fixture
+async def seen(broker: EmbeddedBroker, trainer: TrainerProcess) -> AsyncIterator[Topics]:
+    connection = Connection(bootstrap_servers=broker.bootstrap_servers)
+    await ensure((topics.JOBS, topics.MODELS, topics.MODELS_CURRENT), connection)
+    async with Topics(broker.bootstrap_servers) as seen:
+        yield seen
+
+
+async def finish(seen: Topics, job: JobRequested) -> ModelPublished | ModelRefused | JobFailed | JobSkipped:
+    """Ask for a job and wait for its end."""
+    await seen.ask(job)
+    return await seen.one(job, *ENDS)
+
+
+async def test_a_job_becomes_a_model(seen: Topics, dataset: Path, trainer: TrainerProcess) -> None:
+    job = a_job(dataset, "good:train", "becomes")
+    published = await finish(seen, job)
+    assert isinstance(published, ModelPublished), published
+    manifest = published.manifest
+    current = await seen.until(
+        lambda: [
+            e for t, i, e in seen.events if t == topics.MODELS_CURRENT.name and i == published.event_id()
+        ]
+    )
+    assert current == [published]
+
+    started, *progress, succeeded, last = seen.of_job(job)[1:]
+    assert isinstance(started, JobStarted)
+    assert started.attempt == 1
+    gpus = survey().gpus
+    assert started.device == (gpus[0].label if gpus else "cpu") == manifest.lineage.device
+    assert last == published
+    assert progress
+    assert all(isinstance(e, JobProgress) and e.of == 60 and e.metrics.keys() == {"loss"} for e in progress)
+    assert isinstance(succeeded, JobSucceeded)
+    assert succeeded.artifact_sha256 == manifest.artifact.sha256
+
+    labelled = examples(
+        Dataset(dataset), SPEC, version=1, start_ms=0, end_ms=CUT_MS, label_known_by_ms=CUT_MS
+    ).drop_nulls("late")
+    assert labelled.height == (CUT_MS - HOUR_MS) // STEP_MS  # a label comes an hour later
+    assert succeeded.rows == manifest.lineage.rows == labelled.height
+    assert manifest.version == 1
+    assert manifest.champion is None
+    assert manifest.challenger is not None
+    assert manifest.challenger.rows == (SPAN_MS - CUT_MS) // STEP_MS
+    assert manifest.challenger.auc is not None
+    assert manifest.challenger.auc > 0.85
+    assert manifest.example == labelled.select(SPEC.names()).row(-1, named=True)
+    assert [f.name for f in manifest.inputs] == SPEC.names()
+    assert manifest.lineage.window_ids == [f"test/0-{CUT_MS}", f"test/{CUT_MS}-{SPAN_MS}"]
+    asked = [(r.partition, r.start, r.end) for r in manifest.lineage.offsets if r.topic == "asked"]
+    assert asked == [(0, 0, CUT_MS // STEP_MS // 2), (1, 0, CUT_MS // STEP_MS // 2)]
+    source = (trainer.home.parent / "code" / "good.py").read_bytes()
+    assert manifest.lineage.code_sha256 == hashlib.sha256(source).hexdigest()
+
+
+async def test_an_artifact_is_served_whole_and_in_parts_and_nothing_else_is(
+    seen: Topics, dataset: Path
+) -> None:
+    published = await finish(seen, a_job(dataset, "good:train", "served"))
+    assert isinstance(published, ModelPublished)
+    artifact = published.manifest.artifact
+    async with httpx.AsyncClient(trust_env=False) as http:
+        whole = await http.get(artifact.uri)
+        rest = await http.get(artifact.uri, headers={"Range": "bytes=100-"})
+        base = artifact.uri.rpartition("/")[0]
+        strange = [
+            (await http.get(f"{base}/{path}")).status_code
+            for path in ("", "..%2ftrainer.log", f"{'0' * 64}.safetensors", ".store-port")
+        ]
+    assert whole.status_code == 200
+    assert len(whole.content) == artifact.size_bytes
+    assert hashlib.sha256(whole.content).hexdigest() == artifact.sha256
+    assert rest.status_code == 206
+    assert rest.content == whole.content[100:]
+    assert strange == [404, 404, 404, 404]
+
+
+async def test_a_challenger_is_judged_beside_the_live_model_on_the_same_rows_and_may_begin_from_it(
+    seen: Topics, dataset: Path
+) -> None:
+    first = await finish(seen, a_job(dataset, "good:train", "beside", params={"steps": 5}))
+    second = await finish(seen, a_job(dataset, "good:train", "beside", warm_start=True))
+    assert isinstance(first, ModelPublished)
+    assert isinstance(second, ModelPublished)
+    assert second.manifest.version == 2
+    assert second.manifest.champion == first.manifest.challenger
+    assert second.manifest.lineage.parent_sha256 == first.manifest.artifact.sha256
+    assert first.manifest.lineage.parent_sha256 is None
+
+    worse = await finish(seen, a_job(dataset, "good:inverted", "beside", gate=Gate(slices=("place",))))
+    assert isinstance(worse, ModelRefused)
+    assert worse.champion is not None
+    assert worse.challenger is not None
+    assert worse.champion.auc == second.manifest.challenger.auc  # type: ignore[union-attr]
+    assert worse.champion.slices.keys() == {"place=A", "place=B"}
+    assert worse.challenger.auc == pytest.approx(1 - worse.champion.auc, abs=0.1)  # type: ignore[operator]
+    assert f"{worse.challenger.auc:.4f}" in worse.reason
+
+    third = await finish(seen, a_job(dataset, "good:train", "beside"))
+    assert isinstance(third, ModelPublished)
+    assert third.manifest.version == 3  # a refusal takes no version
+    assert third.manifest.champion == second.manifest.challenger
+
+
+async def test_the_same_experiment_gives_the_same_weights(seen: Topics, dataset: Path) -> None:
+    first = await finish(seen, a_job(dataset, "good:train", "again-1"))
+    second = await finish(seen, a_job(dataset, "good:train", "again-2"))
+    other = await finish(seen, a_job(dataset, "good:train", "again-3", seed=4))
+    digests = [e.manifest.artifact.sha256 for e in (first, second, other) if isinstance(e, ModelPublished)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+async def test_a_job_said_again_is_trained_once(seen: Topics, dataset: Path) -> None:
+    job = a_job(dataset, "good:train", "once")
+    await seen.ask(job, job)
+    await seen.one(job, *ENDS)
+    await seen.ask(job)
+    later = a_job(dataset, "good:train", "once-later")
+    assert isinstance(await finish(seen, later), ModelPublished)
+    assert len(seen.of_job(job, JobRequested)) == 3
+    assert len(seen.of_job(job, JobStarted)) == len(seen.of_job(job, ModelPublished)) == 1
+
+
+async def test_a_network_that_only_says_its_loss_is_trained(seen: Topics, dataset: Path) -> None:
+    job = a_job(dataset, "network:Network", "network", params={"epochs": 6, "learning_rate": 0.02})
+    published = await finish(seen, job)
+    assert isinstance(published, ModelPublished), published
+    assert published.manifest.challenger is not None
+    assert published.manifest.challenger.auc is not None
+    assert published.manifest.challenger.auc > 0.75
+    assert seen.of_job(job, JobProgress)
+
+
+QUICK = Resources(device="cpu", memory_bytes=2**28, time_limit_s=2.0)
+HUGE = Resources(device="cpu", memory_bytes=2**50)
+
+
+@pytest.mark.parametrize(
+    ("reference", "changes", "reason", "in_log"),
+    [
+        ("bad:raises", {}, "ValueError: no luck today", "no luck today"),
+        ("bad:exits", {}, "SystemExit: 7", ""),
+        ("bad:vanishes", {}, "exited with code 3", "about to vanish"),
+        ("bad:segfaults", {}, "SIGSEGV", "Segmentation fault"),
+        ("bad:shouts", {}, "RuntimeError: shouted enough", "line 199999"),
+        ("bad:hangs", {"resources": QUICK}, "limit of 2 s", "grandchild"),
+        ("bad:gives_nothing", {}, "NoneType", ""),
+        ("good:nan", {}, "NaN or infinite weights", ""),
+        ("good:nan_answers", {}, "predictions are NaN", ""),
+        ("bad:absent", {}, "no 'absent'", ""),
+        ("no.such.module:train", {}, "no module 'no'", ""),
+        ("broken:train", {}, "cannot be imported", ""),
+        ("good", {}, "has no ''", ""),
+        ("good:train", {"code_sha256": "0" * 64}, "install the same version", ""),
+        ("good:train", {"resources": HUGE}, "1048576.0 GiB of memory", ""),
+    ],
+)
+async def test_a_job_that_fails_says_why_and_the_trainer_goes_on(
+    seen: Topics, dataset: Path, reference: str, changes: dict, reason: str, in_log: str
+) -> None:
+    job = a_job(dataset, reference, f"fails-{reference.replace(':', '-')}", **changes)
+    failed = await finish(seen, job)
+    assert isinstance(failed, JobFailed), failed
+    assert reason in failed.reason
+    assert in_log in failed.log_tail
+    assert len(failed.log_tail) <= 8_000
+    if "grandchild" in in_log:
+        grandchild = int(failed.log_tail.rpartition("grandchild ")[2].split()[0])
+        assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie"
+
+
+async def test_a_model_that_answers_all_alike_is_refused_even_as_the_first(
+    seen: Topics, dataset: Path
+) -> None:
+    refused = await finish(seen, a_job(dataset, "good:constant", "constant"))
+    assert isinstance(refused, ModelRefused)
+    assert "every row alike" in refused.reason
+    unjudged = await finish(seen, a_job(dataset, "good:constant", "constant", evaluation=None))
+    assert isinstance(unjudged, ModelRefused)
+
+
+async def test_without_an_evaluation_only_a_first_model_is_published(seen: Topics, dataset: Path) -> None:
+    first = await finish(seen, a_job(dataset, "good:train", "unjudged", evaluation=None))
+    second = await finish(seen, a_job(dataset, "good:train", "unjudged", evaluation=None))
+    assert isinstance(first, ModelPublished)
+    assert first.manifest.challenger is None
+    assert isinstance(second, ModelRefused)
+    assert "the live model stays" in second.reason
+
+
+@pytest.mark.parametrize(
+    ("start_ms", "end_ms", "minimum_rows", "reason"),
+    [
+        (SPAN_MS * 9, SPAN_MS * 10, 1, "0 labelled rows"),
+        (0, 4 * STEP_MS + HOUR_MS, 500, "at least 500"),
+        (0, STEP_MS, 1, "one class"),
+    ],
+)
+async def test_a_job_with_nothing_to_learn_from_is_skipped(
+    seen: Topics, dataset: Path, start_ms: int, end_ms: int, minimum_rows: int, reason: str
+) -> None:
+    training = DatasetRange(uri=str(dataset), version=1, start_ms=start_ms, end_ms=end_ms)
+    job = a_job(
+        dataset, "good:train", "skipped", training=training, evaluation=None, minimum_rows=minimum_rows
+    )
+    skipped = await finish(seen, job)
+    assert isinstance(skipped, JobSkipped), skipped
+    assert reason in skipped.reason
+
+
+async def test_an_experiment_that_contradicts_itself_fails(seen: Topics, dataset: Path) -> None:
+    overlapping = msgspec.structs.replace(experiment(dataset, "x", "x").evaluation, start_ms=CUT_MS - 1)
+    failed = await finish(seen, a_job(dataset, "good:train", "overlap", evaluation=overlapping))
+    assert isinstance(failed, JobFailed)
+    assert "overlaps" in failed.reason
+    nowhere = DatasetRange(uri=str(dataset / "nowhere"), version=1, start_ms=0, end_ms=CUT_MS)
+    failed = await finish(seen, a_job(dataset, "good:train", "nowhere", training=nowhere))
+    assert isinstance(failed, JobFailed)
+    assert "no dataset" in failed.reason
+
+
+async def test_a_job_that_is_killed_from_outside_fails_and_the_next_one_runs(
+    seen: Topics, dataset: Path, tmp_path: Path, trainer: TrainerProcess
+) -> None:
+    params = {"mark": str(tmp_path / "mark"), "go": str(tmp_path / "go")}
+    killed, next_one = (
+        a_job(dataset, "bad:waits", "killed", params=params),
+        a_job(dataset, "good:train", "ok"),
+    )
+    await seen.ask(killed, next_one)
+    await seen.until((tmp_path / "mark").exists)
+    (standby,) = psutil.Process(trainer.pid).children()
+    (process,) = standby.children()
+    process.kill()
+    failed = await seen.one(killed, *ENDS)
+    assert isinstance(failed, JobFailed)
+    assert "SIGKILL" in failed.reason
+    assert isinstance(await seen.one(next_one, *ENDS), ModelPublished)
+
+
+async def test_a_start_takes_under_a_second_and_so_does_publication(seen: Topics, dataset: Path) -> None:
+    for _ in range(3):
+        job = a_job(dataset, "good:train", "quick")
+        published = await finish(seen, job)
+        assert isinstance(published, ModelPublished)
+    (started,), (succeeded,) = seen.of_job(job, JobStarted), seen.of_job(job, JobSucceeded)
+    assert started.started_ms - job.requested_ms < 1_000
+    assert published.manifest.published_ms - succeeded.finished_ms < 1_000
