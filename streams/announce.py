@@ -8,9 +8,9 @@ same ids, so after a crash the fold is simply taken up again where the topics en
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import polars as pl
@@ -23,9 +23,7 @@ from schemas.decision import Decision
 from schemas.envelope import ARROW_STREAM, Envelope, wrap
 from schemas.features import AsOf
 from schemas.window import Summary, WindowAmended, WindowClosed
-from streams import watermark
 from streams.ingest import source_schema
-from streams.ledger import Partition
 from streams.pipeline import Pipeline
 from streams.summary import merge
 from streams.training import job_for
@@ -48,36 +46,64 @@ class Commit:
     """A version of the dataset as the fold reads it: its rows by source, and its own account."""
 
     version: int
-    timestamp_ms: int
     metadata: Mapping[str, Any]
     by_source: Mapping[str, pl.DataFrame]
+
+    @property
+    def time_ms(self) -> int:
+        """When it was made, by the clock of the worker that made it."""
+        return self.metadata.get("committed_ms", 0)
+
+
+EVER_MS = -(2**62)
 
 
 @dataclass(slots=True)
 class Progress:
-    """All that the fold carries from commit to commit. `tail` holds recent rows of each source."""
+    """All that the fold carries from commit to commit.
 
-    partitions: dict[Partition, int | None]
-    idle: set[Partition] = field(default_factory=set)
+    `tail` holds the rows of each source from event time `tail_from_ms` on; `pending` those of the main
+    source that wait for their features.
+    """
+
     watermark_ms: int | None = None
     open: dict[int, Summary] = field(default_factory=dict)
     closed: dict[int, Summary] = field(default_factory=dict)
     tail: dict[str, pl.DataFrame] = field(default_factory=dict)
+    tail_from_ms: int = EVER_MS
     pending: pl.DataFrame | None = None
     history: History = field(default_factory=History)
     version: int = -1
 
 
+class ReadRows(Protocol):
+    """Rows of a source with event time in [start_ms, end_ms) at a dataset version."""
+
+    def __call__(
+        self, source: str, *, version: int, start_ms: int, end_ms: int, columns: list[str]
+    ) -> pl.DataFrame: ...
+
+
 class Announcer:
-    """Folds commits of one pipeline into announcements."""
+    """Folds commits of one pipeline into announcements.
+
+    `read_rows` reads the dataset for what is older than the tail: rows and windows that come very late.
+    """
 
     def __init__(
-        self, pipeline: Pipeline, dataset_uri: str, progress: Progress, *, configuration_sha256: str = ""
+        self,
+        pipeline: Pipeline,
+        dataset_uri: str,
+        progress: Progress,
+        *,
+        read_rows: ReadRows,
+        configuration_sha256: str = "",
     ) -> None:
         self.pipeline = pipeline
         self.dataset_uri = dataset_uri
         self.progress = progress
         self.spec = pipeline.spec()
+        self._read_rows = read_rows
         self._configuration = configuration_sha256
         self._source = f"/tidemill/{pipeline.name}"
         self._remembered = columns_to_remember(pipeline)
@@ -95,39 +121,29 @@ class Announcer:
 
     def _take_in(self, commit: Commit) -> None:
         progress = self.progress
-        said = commit.metadata
-        for name, mark_ms in said.get("watermarks", {}).items():
-            partition = partition_of(name)
-            known_ms = progress.partitions.get(partition)
-            progress.partitions[partition] = mark_ms if known_ms is None else max(known_ms, mark_ms)
-        progress.idle -= {partition_of(name) for name in said.get("offsets", {})}
-        progress.idle |= {partition_of(name) for name in said.get("idle", [])}
-        progress.watermark_ms = watermark.of_pipeline(
-            progress.watermark_ms, progress.partitions, idle=progress.idle
-        )
+        mark_ms = commit.metadata.get("watermark_ms")
+        if mark_ms is not None:
+            progress.watermark_ms = mark_ms
         for topic, rows in commit.by_source.items():
-            kept = rows.select(*self._remembered[topic])
+            fresh = rows.select(*self._remembered[topic])
             tail = progress.tail.get(topic)
-            progress.tail[topic] = kept if tail is None else pl.concat([tail, kept])
-        main = self.pipeline.source.topic
-        fresh = commit.by_source.get(main)
-        if fresh is not None:
-            fresh = fresh.select(*self._remembered[main])
-            progress.pending = fresh if progress.pending is None else pl.concat([progress.pending, fresh])
+            progress.tail[topic] = fresh if tail is None else pl.concat([tail, fresh])
+            if topic == self.pipeline.source.topic and self.spec.names():
+                waiting = progress.pending
+                progress.pending = fresh if waiting is None else pl.concat([waiting, fresh])
 
     def _features(self, commit: Commit) -> list[Announced]:
         """Rows whose event time all sources have passed: nothing that they look at can still come."""
         progress = self.progress
-        if progress.pending is None or progress.watermark_ms is None or not self.spec.names():
+        if progress.pending is None or progress.watermark_ms is None:
             return []
         passed = pl.col("_time") < progress.watermark_ms
         ready = progress.pending.filter(passed)
         if ready.height == 0:
             return []
         progress.pending = progress.pending.filter(~passed)
-        rows = compute(ready, self._tails(), self.spec)
         records = []
-        for number, chunk in enumerate(rows.iter_slices(ROWS_PER_RECORD)):
+        for number, chunk in enumerate(self._computed(commit, ready).iter_slices(ROWS_PER_RECORD)):
             sink = io.BytesIO()
             chunk.write_ipc_stream(sink, compression="lz4")
             envelope = Envelope(
@@ -135,7 +151,7 @@ class Announcer:
                 type=FEATURES_TYPE,
                 source=self._source,
                 subject=self.pipeline.name,
-                time_ms=commit.timestamp_ms,
+                time_ms=commit.time_ms,
                 data=sink.getvalue(),
                 key=self.pipeline.name,
                 content_type=ARROW_STREAM,
@@ -144,12 +160,24 @@ class Announcer:
             records.append(Announced(topics.FEATURES.name, envelope))
         return records
 
-    def _tails(self) -> dict[str, pl.DataFrame]:
-        tails = dict(self.progress.tail)
-        for topic, columns in self._remembered.items():
-            if topic not in tails:
-                tails[topic] = pl.DataFrame(schema=columns)
-        return tails
+    def _computed(self, commit: Commit, ready: pl.DataFrame) -> pl.DataFrame:
+        """Feature rows. Those that look further back than the tail goes are computed from the dataset."""
+        progress, horizon_ms = self.progress, self.pipeline.horizon_ms()
+        reaches = pl.col("_time") - horizon_ms >= progress.tail_from_ms
+        tails = {t: progress.tail.get(t, pl.DataFrame(schema=c)) for t, c in self._remembered.items()}
+        parts = [compute(ready.filter(reaches), tails, self.spec)]
+        old = ready.filter(~reaches).with_columns(self.pipeline.window.start(pl.col("_time")).alias("_start"))
+        for (start_ms,), rows in sorted(old.partition_by("_start", as_dict=True).items()):
+            from_ms, until_ms = start_ms - horizon_ms, start_ms + self.pipeline.window.size_ms
+            sources = {topic: self._rows(commit, topic, from_ms, until_ms) for topic in self._remembered}
+            parts.append(compute(rows.drop("_start"), sources, self.spec))
+        return pl.concat(parts)
+
+    def _rows(self, commit: Commit, topic: str, start_ms: int, end_ms: int) -> pl.DataFrame:
+        columns = self._remembered[topic]
+        return self._read_rows(
+            topic, version=commit.version, start_ms=start_ms, end_ms=end_ms, columns=list(columns)
+        ).select(*columns)
 
     def _windows(self, commit: Commit, had_ms: int | None) -> list[Announced]:
         progress, window = self.progress, self.pipeline.window
@@ -160,56 +188,60 @@ class Announcer:
                 late[start_ms] = summary
             else:
                 progress.open[start_ms] = merge(progress.open.get(start_ms, Summary()), summary)
-        closing = window.closed_by(progress.open, progress.watermark_ms)
-        labelled = self._labelled({*closing, *late})
         announced: list[Announced] = []
         for start_ms, summary in sorted(late.items()):
-            announced += self._amend(commit, start_ms, summary, labelled.get(start_ms, 0))
-        for start_ms in closing:
+            announced += self._amend(commit, start_ms, summary)
+        for start_ms in window.closed_by(progress.open, progress.watermark_ms):
+            events = progress.tail.get(self.pipeline.source.topic)
+            labels = progress.tail.get(self.spec.label.source) if self.spec.label else None
             closed = WindowClosed(
-                **self._statement(commit, start_ms, progress.open.pop(start_ms), labelled.get(start_ms, 0))
+                **self._statement(commit, start_ms, progress.open.pop(start_ms)),
+                labelled=self._labelled(start_ms, events, labels),
             )
             progress.closed[start_ms] = closed.summary
             announced.append(self._say(topics.WINDOWS.name, closed, commit))
             announced += self._decide(commit, closed)
         return announced
 
-    def _amend(self, commit: Commit, start_ms: int, summary: Summary, labelled: int) -> list[Announced]:
+    def _amend(self, commit: Commit, start_ms: int, summary: Summary) -> list[Announced]:
         """Rows for a closed window: its summary so far and theirs. Rows that were refused amend nothing."""
-        progress = self.progress
+        progress, label = self.progress, self.spec.label
         whole = merge(progress.closed.get(start_ms, Summary()), summary)
         progress.closed[start_ms] = whole
         if summary.rows == 0:
             return []
-        amended = WindowAmended(**self._statement(commit, start_ms, whole, labelled), late_rows=summary.rows)
+        end_ms = start_ms + self.pipeline.window.size_ms
+        events = labels = None
+        if label is not None:
+            events = self._rows(commit, self.pipeline.source.topic, start_ms, end_ms)
+            labels = self._rows(commit, label.source, start_ms, end_ms + label.within_ms)
+        amended = WindowAmended(
+            **self._statement(commit, start_ms, whole),
+            labelled=self._labelled(start_ms, events, labels),
+            late_rows=summary.rows,
+        )
         return [self._say(topics.WINDOWS.name, amended, commit)]
 
-    def _statement(self, commit: Commit, start_ms: int, summary: Summary, labelled: int) -> dict[str, Any]:
+    def _statement(self, commit: Commit, start_ms: int, summary: Summary) -> dict[str, Any]:
         return {
             "pipeline": self.pipeline.name,
             "window": self.pipeline.window.window(start_ms),
             "summary": summary,
-            "labelled": labelled,
             "watermark_ms": self.progress.watermark_ms,
             "dataset_uri": self.dataset_uri,
             "dataset_version": commit.version,
         }
 
-    def _labelled(self, starts_ms: set[int]) -> dict[int, int]:
-        """How many rows of each of these windows have their label by now."""
+    def _labelled(self, start_ms: int, events: pl.DataFrame | None, labels: pl.DataFrame | None) -> int:
+        """How many rows of a window have their label by now."""
         label = self.spec.label
-        events = self.progress.tail.get(self.pipeline.source.topic)
-        labels = None if label is None else self.progress.tail.get(label.source)
-        if not starts_ms or label is None or events is None or labels is None:
-            return {}
-        start = self.pipeline.window.start(pl.col("_time")).alias("start")
-        mine = events.select(label.key, "_time", start).filter(pl.col("start").is_in(list(starts_ms)))
-        counted = (
-            with_labels(mine, labels, label)
-            .group_by("start")
-            .agg(pl.col(label.column).is_not_null().sum().alias("labelled"))
+        if label is None or events is None or labels is None:
+            return 0
+        in_window = pl.col("_time").is_between(
+            start_ms, start_ms + self.pipeline.window.size_ms, closed="left"
         )
-        return dict(counted.iter_rows())
+        mine = events.filter(in_window).select(label.key, "_time")
+        return int(with_labels(mine, labels, label).get_column(label.column).is_not_null().sum())
 
     def _decide(self, commit: Commit, closed: WindowClosed) -> list[Announced]:
         pipeline, progress = self.pipeline, self.progress
@@ -228,7 +260,7 @@ class Announcer:
                 window_ms=pipeline.window.size_ms,
                 decision_id=decision_id,
                 configuration_sha256=self._configuration,
-                requested_ms=commit.timestamp_ms,
+                requested_ms=commit.time_ms,
             )
         decision = Decision(
             pipeline=pipeline.name,
@@ -250,7 +282,7 @@ class Announcer:
             wrap(
                 announcement,
                 source=self._source,
-                time_ms=commit.timestamp_ms,
+                time_ms=commit.time_ms,
                 extensions=self._extensions(commit),
             ),
         )
@@ -260,33 +292,32 @@ class Announcer:
 
     def _forget(self) -> None:
         """Drop rows and windows that nothing to come can look at."""
-        progress, window = self.progress, self.pipeline.window
+        progress = self.progress
         if progress.watermark_ms is None:
             return
-        keep_from_ms = remember_from_ms(self.pipeline, progress.watermark_ms, progress.open)
+        progress.tail_from_ms = remember_from_ms(self.pipeline, progress.watermark_ms, progress.open)
         for topic, tail in progress.tail.items():
-            progress.tail[topic] = tail.filter(pl.col("_time") >= keep_from_ms)
-        horizon = window.closes_at_ms(-window.size_ms) + _AMENDABLE_WINDOWS * window.size_ms
-        progress.closed = {s: v for s, v in progress.closed.items() if s >= progress.watermark_ms - horizon}
+            progress.tail[topic] = tail.filter(pl.col("_time") >= progress.tail_from_ms)
+        progress.closed = remembered_windows(self.pipeline, progress.watermark_ms, progress.closed)
 
 
-_AMENDABLE_WINDOWS = 60
+_AMENDABLE_WINDOWS = 10_000
 
 
-def remember_from_ms(
-    pipeline: Pipeline, watermark_ms: int, open_starts_ms: Sequence[int] | Mapping[int, Any]
-) -> int:
+def remembered_windows(
+    pipeline: Pipeline, watermark_ms: int, closed: Mapping[int, Summary]
+) -> dict[int, Summary]:
+    """The closed windows whose whole summary an amendment can give; of older ones, what came since."""
+    oldest_ms = watermark_ms - pipeline.window.lateness_ms - _AMENDABLE_WINDOWS * pipeline.window.size_ms
+    return {start_ms: summary for start_ms, summary in closed.items() if start_ms >= oldest_ms}
+
+
+def remember_from_ms(pipeline: Pipeline, watermark_ms: int, open_starts_ms: Iterable[int]) -> int:
     """Oldest event time that a later feature row, or the label count of an open window, may read."""
     window = pipeline.window
     # A late row, within lateness, still gets features as of its own time.
     oldest_ms = watermark_ms - window.size_ms - window.lateness_ms - pipeline.horizon_ms()
     return min([oldest_ms, *open_starts_ms])
-
-
-def partition_of(name: str) -> Partition:
-    """("flights.scheduled", 3) of "flights.scheduled/3"."""
-    topic, _, number = name.rpartition("/")
-    return topic, int(number)
 
 
 def columns_to_remember(pipeline: Pipeline) -> dict[str, dict[str, Any]]:

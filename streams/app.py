@@ -33,8 +33,12 @@ class StreamApp(faust.App):
 
     async def positions(self, bounds: Mapping[Any, tuple[int, int]]) -> Mapping[Any, int]:
         """Asked by the frame consumer at each assignment: the ledger's positions."""
-        self.worker.consumer = self.consumer  # type: ignore[assignment]
+        self.worker.consumer = self.consumer  # type: ignore[assignment]  # a FrameConsumer
         return await self.worker.positions(bounds)
+
+    def nothing_assigned(self) -> None:
+        """Told by the frame consumer: other workers have all partitions."""
+        self.worker.release()
 
     async def on_start(self) -> None:
         """Start the worker before the consumer asks it for positions."""
@@ -43,12 +47,14 @@ class StreamApp(faust.App):
 
     async def on_stop(self) -> None:
         """Stop the consumer first: nothing arrives any more, then what is in flight ends."""
+        self.worker.stopping()
         await super().on_stop()
         await self.worker.stop()
 
     async def fail(self, error: BaseException) -> None:
         """A part of the worker died: stop the process rather than go on without it."""
         self.failure = error
+        log.error("the worker stops", error=str(error), exc_info=error)
         await self.crash(error)
 
 

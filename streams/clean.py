@@ -1,7 +1,8 @@
 """Cleaning: which rows a pipeline will not have, and why.
 
 A rule is a Polars expression that is true for a good row. A row that fails one is a dead letter with
-the rule's name, except a duplicate: that is dropped and counted, since the row itself is in already.
+the rule's name, except a duplicate (`streams.dedupe`): that is dropped and counted, since the row itself
+is in already.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
+from polars.exceptions import PanicException, PolarsError
 
 from schemas.dead_letter import Reason
 from streams.declared import InvalidPipeline, Place, here
 from streams.duration import to_ms
+from streams.evaluate import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,14 @@ class Rule:
         return self.keep.meta.root_names()
 
 
+DEDUPE = "dedupe"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dedupe:
-    """Drop a row whose key was seen within `within_ms` of event time before or after it."""
+    """Drop a row whose key is in the dataset within `within_ms` of event time before or after it."""
 
     within_ms: int
-    name: str = "dedupe"
     place: Place = field(default_factory=here, compare=False)
 
 
@@ -94,11 +99,23 @@ def dedupe(*, within: str) -> Dedupe:
 Cleaning = Rule | Dedupe
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row's position, the index of the first rule that it fails, and what that rule raised on it."""
+
+    position: int
+    rule: int
+    error: str = ""
+
+
 def failures(rows: pl.DataFrame, rules: Sequence[Rule]) -> pl.Series:
     """For each row the index of the first rule that it fails, null where it passes all.
 
     Returns:
         UInt32 series of the frame's height.
+
+    Raises:
+        PolarsError, PanicException: a rule fails on a row; `failing` says on which.
     """
     if not rules or rows.height == 0:
         return pl.Series("failed", [None] * rows.height, dtype=pl.UInt32)
@@ -111,33 +128,20 @@ def failures(rows: pl.DataFrame, rules: Sequence[Rule]) -> pl.Series:
     return rows.select(first.alias("failed")).to_series()
 
 
-class Seen:
-    """The keys of a dedupe's horizon, for one source. Rebuilt from the dataset after a restart."""
+def failing(rows: pl.DataFrame, rules: Sequence[Rule]) -> list[Failed]:
+    """The rows that fail a rule, or on which a rule itself fails; in their order."""
+    try:
+        first = failures(rows, rules)
+    except (PolarsError, PanicException):
+        return _failing_one_by_one(rows, rules)
+    at = first.is_not_null().arg_true()
+    return [Failed(position, rule) for position, rule in zip(at, first.gather(at), strict=True)]
 
-    def __init__(self, key: str, within_ms: int) -> None:
-        self.key, self.within_ms = key, within_ms
-        self._seen: pl.DataFrame | None = None
 
-    def forget_all(self) -> None:
-        """As new: what is remembered is read from the dataset next."""
-        self._seen = None
-
-    def remember(self, rows: pl.DataFrame, *, forget_before_ms: int | None = None) -> None:
-        """Add rows that are in the dataset; forget what no row can repeat any more."""
-        fresh = rows.select(self.key, pl.col("_time").alias("_seen"))
-        seen = fresh if self._seen is None else pl.concat([self._seen, fresh])
-        if forget_before_ms is not None:
-            seen = seen.filter(pl.col("_seen") >= forget_before_ms - self.within_ms)
-        self._seen = seen
-
-    def repeats(self, rows: pl.DataFrame) -> pl.Series:
-        """True for a row that repeats a remembered one, or an earlier one of the same frame."""
-        near = (pl.col("_time") - pl.col("_seen")).abs() <= self.within_ms
-        first = pl.col("_time").first().over(self.key)
-        later = pl.int_range(pl.len()).over(self.key) > 0
-        here_ = (later & ((pl.col("_time") - first).abs() <= self.within_ms)).alias("_here")
-        marked = rows.select(self.key, "_time", here_).with_row_index("_index")
-        if self._seen is None or self._seen.height == 0:
-            return marked.get_column("_here")
-        met = marked.join(self._seen, on=self.key, how="inner").filter(near).get_column("_index").unique()
-        return marked.select(pl.col("_here") | pl.col("_index").is_in(met.implode())).to_series()
+def _failing_one_by_one(rows: pl.DataFrame, rules: Sequence[Rule]) -> list[Failed]:
+    found: dict[int, Failed] = {}
+    for number, each in enumerate(rules):
+        kept, broken = evaluate(rows, each.keep)
+        for position in kept.fill_null(value=False).not_().arg_true():
+            found.setdefault(position, Failed(position, number, broken.get(position, "")))
+    return [found[position] for position in sorted(found)]

@@ -7,7 +7,7 @@ once the ledger holds it. So a commit that fails can be prepared again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +18,17 @@ from infra.dataset import META
 from schemas.dead_letter import DeadLetter
 from schemas.window import Summary
 from streams import watermark
-from streams.clean import Dedupe, Rule, Seen, failures
+from streams.clean import DEDUPE, Dedupe, Rule
 from streams.columns import schema_of
 from streams.dead_letter import dead_letter
 from streams.decode import Decoded, Decoder
+from streams.dedupe import Read, Seen
 from streams.ledger import Advance, Partition
+from streams.locate import locate
 from streams.pipeline import Pipeline, Source
-from streams.refused import refuse_rows
-from streams.summary import merge, summarise
-from streams.tag import LATE, tags
+from streams.sift import Tally, cleaned, derived, tagged, timed
+from streams.summary import summarise
+from streams.tag import LATE
 from streams.transport.frame import Frame
 
 
@@ -52,12 +54,11 @@ class Prepared:
     counts: dict[str, Counts]
     summaries: dict[int, Summary]
 
-    def metadata(self, idle: Sequence[Partition] = ()) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What the commit says of itself, beside the rows."""
         return {
             "offsets": {_name(p): [a.start, a.next] for p, a in self.advances.items()},
             "watermarks": {_name(p): ms for p, ms in self.watermarks.items()},
-            "idle": [_name(p) for p in idle],
             "counts": {topic: msgspec.to_builtins(c) for topic, c in self.counts.items()},
             "summaries": {str(start): msgspec.to_builtins(s) for start, s in self.summaries.items()},
         }
@@ -85,9 +86,13 @@ def source_schema(source: Source) -> dict[str, pl.DataType]:
 
 
 class Ingest:
-    """One worker's cleaning of a pipeline's sources, and what it must remember between chunks."""
+    """One worker's cleaning of a pipeline's sources, and what it must remember between chunks.
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    Args:
+        read_keys: by source, what its dedupe reads of the dataset; None remembers only.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, read_keys: Callable[[str, str], Read] | None = None) -> None:
         self.pipeline = pipeline
         self.schema = pl.Schema({**META, **dataset_schema(pipeline)})
         self.watermarks: dict[Partition, int] = {}
@@ -97,11 +102,17 @@ class Ingest:
         for topic, source in pipeline.sources().items():
             for each in pipeline.rules(topic):
                 if isinstance(each, Dedupe):
-                    self.seen[topic] = Seen(source.key, each.within_ms)
+                    read = read_keys(topic, source.key) if read_keys else None
+                    self.seen[topic] = Seen(source.key, each.within_ms, read)
 
     def empty(self) -> pl.DataFrame:
         """A commit's rows when there are none."""
         return pl.DataFrame(schema=self.schema)
+
+    def recall(self) -> None:
+        """What a dedupe remembers is read anew from the dataset."""
+        for topic, seen in self.seen.items():
+            seen.recall(self._forget_before(topic))
 
     def prepare(self, frames: Sequence[Frame], *, now_ms: int) -> Prepared:
         """Turn consecutive frames of any sources and partitions into one commit."""
@@ -125,103 +136,46 @@ class Ingest:
         source = self.pipeline.sources()[topic]
         is_main = topic == self.pipeline.source.topic
         decoded = self._decoders[topic].decode(frames)
-        counts = Counts(events=decoded.events)
-        rejected: Counter[str] = Counter(r.rule for r in decoded.refused)
-        refused = list(decoded.refused)
-        rows = self._located(frames, decoded.rows, source)
-
-        rules = [_no_future(source, now_ms), *(r for r in self.pipeline.rules(topic) if isinstance(r, Rule))]
-        failed = failures(rows, rules)
-        summaries: dict[int, Summary] = {}
-        for index in failed.drop_nulls().unique().sort():
-            each = rules[index]
-            bad = rows.filter(failed == index)
-            rejected[each.name] += bad.height
-            refused += refuse_rows(frames, bad, each.reason, each.name, each.detail)
-            if is_main and each.reason != "future_event_time":
-                self._count_by_window(summaries, bad, rejected=each.name)
-        rows = rows.filter(failed.is_null())
-
+        tally = Tally(frames, self.pipeline.window.start(pl.col("_time")) if is_main else None)
+        tally.refused += decoded.refused
+        rows = locate(frames, decoded.rows, source=topic, event_time=source.event_time)
+        rows = timed(source, rows, now_ms, tally)
+        rows = cleaned([r for r in self.pipeline.rules(topic) if isinstance(r, Rule)], rows, tally)
+        rows = derived(source.derive, rows, tally)
+        rows = tagged(self.pipeline.tag if is_main else (), rows, tally)
         if topic in self.seen:
             repeats = self.seen[topic].repeats(rows)
             if repeats.any():
-                counts.dropped[Dedupe(within_ms=0).name] = int(repeats.sum())
-                if is_main:
-                    self._count_by_window(summaries, rows.filter(repeats), dropped="dedupe")
+                tally.drop(rows.filter(repeats), DEDUPE)
                 rows = rows.filter(~repeats)
-
-        rows = rows.with_columns(**source.derive)
-        tagging = self.pipeline.tag if is_main else ()
-        rows = rows.with_columns(tags(tagging).alias("_tags"))
         if is_main:
             rows = self._late(rows)
+            prepared.summaries = tally.summaries
             for start_ms, summary in summarise(
                 rows, start=self.pipeline.window.start(pl.col("_time"))
             ).items():
-                summaries[start_ms] = merge(summaries.get(start_ms, Summary()), summary)
-            prepared.summaries = summaries
-        rows = rows.drop("_frame", "_index")
-        counts.rows, counts.rejected = rows.height, dict(rejected)
-        prepared.counts[topic] = counts
-        prepared.by_source[topic] = rows
-        prepared.dead_letters += [dead_letter(self.pipeline.name, r) for r in refused]
-        self._advance_watermarks(source, frames, rows, decoded, prepared, now_ms)
-
-    def _located(self, frames: list[Frame], rows: pl.DataFrame, source: Source) -> pl.DataFrame:
-        """Rows with their identity and event time."""
-        origin = pl.DataFrame(
-            {
-                "_frame": range(len(frames)),
-                "_partition": [f.partition for f in frames],
-                "_dense_from": [
-                    f.offsets[0] if isinstance(f.offsets, range) and f.offsets else None for f in frames
-                ],
-            },
-            schema={"_frame": pl.Int32, "_partition": pl.Int32, "_dense_from": pl.Int64},
+                tally.add(start_ms, summary)
+        prepared.by_source[topic] = rows.drop("_frame", "_index")
+        prepared.counts[topic] = Counts(
+            events=decoded.events,
+            rows=rows.height,
+            rejected=dict(Counter(r.rule for r in tally.refused)),
+            dropped=tally.dropped,
         )
-        rows = rows.join(origin, on="_frame", how="left", maintain_order="left")
-        offset = pl.col("_dense_from") + pl.col("_index")
-        sparse = [i for i, f in enumerate(frames) if not isinstance(f.offsets, range)]
-        if sparse:
-            looked_up = pl.DataFrame(
-                {
-                    "_frame": [i for i in sparse for _ in frames[i].offsets],
-                    "_index": [k for i in sparse for k in range(len(frames[i].offsets))],
-                    "_sparse": [o for i in sparse for o in frames[i].offsets],
-                },
-                schema={"_frame": pl.Int32, "_index": pl.Int32, "_sparse": pl.Int64},
-            )
-            rows = rows.join(looked_up, on=["_frame", "_index"], how="left", maintain_order="left")
-            offset = pl.coalesce(offset, pl.col("_sparse"))
-        return rows.with_columns(
-            _source=pl.lit(source.topic), _offset=offset, _time=pl.col(source.event_time).cast(pl.Int64)
-        ).drop("_dense_from", *(["_sparse"] if sparse else []))
-
-    def _count_by_window(
-        self,
-        summaries: dict[int, Summary],
-        rows: pl.DataFrame,
-        *,
-        rejected: str | None = None,
-        dropped: str | None = None,
-    ) -> None:
-        starts = rows.select(self.pipeline.window.start(pl.col("_time")).alias("start")).drop_nulls()
-        for start_ms, count in starts.group_by("start").len().sort("start").iter_rows():
-            more = Summary(
-                rejected={rejected: count} if rejected else {}, dropped={dropped: count} if dropped else {}
-            )
-            summaries[start_ms] = merge(summaries.get(start_ms, Summary()), more)
+        prepared.dead_letters += [dead_letter(self.pipeline.name, r) for r in tally.refused]
+        self._advance_watermarks(source, frames, rows, decoded, prepared, now_ms)
 
     def _late(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Tag rows whose window had closed when they came: kept, and announced as an amendment."""
         if self.pipeline_watermark_ms is None:
             return rows
+        is_late = pl.when(self._is_late(self.pipeline_watermark_ms))
+        tagged = is_late.then(pl.concat_list("_tags", pl.lit(LATE))).otherwise(pl.col("_tags"))
+        return rows.with_columns(_tags=tagged)
+
+    def _is_late(self, watermark_ms: int) -> pl.Expr:
         window = self.pipeline.window
-        closes_at = window.start(pl.col("_time")) + window.size_ms + window.lateness_ms
-        late = closes_at <= self.pipeline_watermark_ms
-        return rows.with_columns(
-            _tags=pl.when(late).then(pl.concat_list("_tags", pl.lit(LATE))).otherwise(pl.col("_tags"))
-        )
+        return window.start(pl.col("_time")) + window.size_ms + window.lateness_ms <= watermark_ms
 
     def _advance_watermarks(
         self,
@@ -248,27 +202,25 @@ class Ingest:
             if mark is not None:
                 prepared.watermarks[partition] = mark
 
+    def still_holds(self, prepared: Prepared, pipeline_watermark_ms: int | None) -> bool:
+        """Whether preparing it at that watermark would give the same: no other rows are late."""
+        rows = prepared.by_source.get(self.pipeline.source.topic)
+        if rows is None or pipeline_watermark_ms is None:
+            return True
+        tagged = pl.col("_tags").list.contains(LATE)
+        return bool(rows.select((self._is_late(pipeline_watermark_ms) == tagged).all()).item())
+
     def settle(self, prepared: Prepared) -> None:
         """The ledger holds the commit: remember what the next one must know."""
         self.watermarks |= prepared.watermarks
         for topic, seen in self.seen.items():
             rows = prepared.by_source.get(topic)
             if rows is not None:
-                seen.remember(rows, forget_before_ms=self._oldest_watermark(topic))
+                seen.remember(rows, forget_before_ms=self._forget_before(topic))
 
-    def _oldest_watermark(self, topic: str) -> int | None:
+    def _forget_before(self, topic: str) -> int | None:
+        """Event time behind which few rows still come; the dataset is read for those that do."""
         return min((w for (t, _), w in self.watermarks.items() if t == topic), default=None)
-
-
-def _no_future(source: Source, now_ms: int) -> Rule:
-    limit_ms = now_ms + source.future_ms
-    return Rule(
-        name=f"not_in_the_future({source.event_time})",
-        keep=pl.col("_time") <= limit_ms,
-        reason="future_event_time",
-        detail=f"{source.event_time} lies more than {source.future} ahead of the clock",
-        place=source.place,
-    )
 
 
 def _padded(rows: pl.DataFrame, schema: Mapping[str, Any]) -> list[pl.Expr]:

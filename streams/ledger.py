@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ Partition = tuple[str, int]
 """Topic and partition."""
 
 # Log entries are the ledger: they outlive Delta's own default of 30 days.
+_CHECKPOINT_EVERY = 100
 _TABLE_SETTINGS = {
     "delta.logRetentionDuration": "interval 36500 days",
-    "delta.checkpointInterval": "100",
+    "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
 }
-_ATTEMPTS = 50
+_PIPELINE = "watermark"
 
 
 class Fenced(Retryable):
@@ -43,6 +44,14 @@ class Fenced(Retryable):
             "another worker owns it now; this one drops what it had read and asks the ledger again"
         )
         self.partition, self.expected, self.found = partition, expected, found
+
+
+class Overtaken(Retryable):
+    """Somebody else committed first, for other partitions. Nothing was committed: try again."""
+
+
+class DatasetNotWhole(InvalidConfiguration):
+    """The newest entry of the dataset's log, or a file that it names, is cut short, as after a power cut."""
 
 
 class DatasetNotWritable(Retryable):
@@ -69,10 +78,13 @@ class Ledger:
 
         Raises:
             DatasetDiffers: it is there with other columns.
+            DatasetNotWhole: its newest commit is not all there.
             DatasetNotWritable: it cannot be made.
         """
         self.uri = str(uri)
         self.schema = pl.Schema({**META, **schema})
+        # What the table's transactions say at the handle's version: each costs a scan to ask for.
+        self._said: dict[str, int | None] = {}
         self._table = self._open()
 
     def _open(self) -> DeltaTable:
@@ -80,9 +92,13 @@ class Ledger:
             if not DeltaTable.is_deltatable(self.uri):
                 if "://" not in self.uri:
                     Path(self.uri).parent.mkdir(parents=True, exist_ok=True)
-                return DeltaTable.create(
+                table = DeltaTable.create(
                     self.uri, schema=self.schema, mode="ignore", configuration=_TABLE_SETTINGS
                 )
+                make_durable(self.uri, table.version())
+                return table
+            if "://" not in self.uri:
+                _check_whole(Path(self.uri))
             table = DeltaTable(self.uri)
         except (DeltaError, OSError) as error:
             raise DatasetNotWritable(
@@ -103,15 +119,32 @@ class Ledger:
 
     def refresh(self) -> None:
         """See what others have committed."""
+        before = self._table.version()
         self._table.update_incremental()
+        if self._table.version() != before:
+            self._said.clear()
 
     def position(self, partition: Partition) -> int | None:
         """Next offset to read of a partition; None where nothing of it was ever committed."""
-        return self._table.transaction_version(_app("offset", partition))
+        return self._ask(_app("offset", partition))
 
     def watermark(self, partition: Partition) -> int | None:
         """Watermark of a partition, epoch ms, as of its last commit."""
-        return self._table.transaction_version(_app("watermark", partition))
+        return self._ask(_app("watermark", partition))
+
+    def is_idle(self, partition: Partition) -> bool:
+        """Whether the partition was said to be idle, and has not moved since."""
+        idle_at = self._ask(_app("idle", partition))
+        return idle_at is not None and idle_at == self.position(partition)
+
+    def pipeline_watermark(self) -> int | None:
+        """Watermark of the pipeline, epoch ms, as of the newest commit."""
+        return self._ask(_PIPELINE)
+
+    def _ask(self, app: str) -> int | None:
+        if app not in self._said:
+            self._said[app] = self._table.transaction_version(app)
+        return self._said[app]
 
     def commit(
         self,
@@ -120,45 +153,54 @@ class Ledger:
         advances: Mapping[Partition, Advance],
         watermarks: Mapping[Partition, int],
         metadata: Mapping[str, Any],
+        idle: Collection[Partition] = (),
+        pipeline_watermark_ms: int | None = None,
     ) -> int:
         """Commit all of it or nothing; on return it is on disk. Gives the new version.
 
+        Args:
+            idle: those of the advancing partitions that hold no window open until they move on.
+
         Raises:
             Fenced: a partition's position is not where the advance starts.
+            Overtaken: another worker's commit came first; nothing was committed.
             DatasetNotWritable: nothing was committed; the same commit may be tried again.
         """
-        transactions = [Transaction(_app("offset", p), a.next) for p, a in advances.items()]
-        transactions += [Transaction(_app("watermark", p), ms) for p, ms in watermarks.items()]
+        said = {_app("offset", p): a.next for p, a in advances.items()}
+        said |= {_app("watermark", p): ms for p, ms in watermarks.items()}
+        said |= {_app("idle", p): advances[p].next for p in idle}
+        if pipeline_watermark_ms is not None:
+            said[_PIPELINE] = pipeline_watermark_ms
         properties = CommitProperties(
             custom_metadata={COMMIT_METADATA: msgspec.json.encode(metadata).decode()},
             max_commit_retries=0,
-            app_transactions=transactions,
+            app_transactions=[Transaction(app, version) for app, version in said.items()],
         )
-        for _ in range(_ATTEMPTS):
+        self._check_fence(advances)
+        try:
+            write_deltalake(
+                self._table,
+                rows.select(self.schema.names()),
+                mode="append",
+                commit_properties=properties,
+                post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+            )
+        except CommitFailedError as error:
+            self.refresh()
             self._check_fence(advances)
-            try:
-                write_deltalake(
-                    self._table,
-                    rows.select(self.schema.names()),
-                    mode="append",
-                    commit_properties=properties,
-                    post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
-                )
-            except CommitFailedError:
-                # Another worker was first. If it was for other partitions, the fence lets us try again.
-                self._table.update_incremental()
-                continue
-            except (DeltaError, OSError) as error:
-                self._table.update_incremental()
-                raise DatasetNotWritable(
-                    f"commit to {self.uri} failed, nothing was written: {error}; free space or mend the store"
-                ) from error
-            version = self._table.version()
-            self._make_durable(version)
-            return version
-        raise DatasetNotWritable(
-            f"{_ATTEMPTS} commits to {self.uri} in a row lost the race; run fewer workers"
-        )
+            raise Overtaken(f"another worker committed to {self.uri} first: try again") from error
+        except (DeltaError, OSError) as error:
+            self.refresh()
+            # The commit itself may have been made, and what comes after it failed: then the fence says so.
+            make_durable(self.uri, self._table.version())
+            self._check_fence(advances)
+            raise DatasetNotWritable(
+                f"commit to {self.uri} failed, nothing was written: {error}; free space or mend the store"
+            ) from error
+        self._said |= said
+        version = self._table.version()
+        make_durable(self.uri, version)
+        return version
 
     def _check_fence(self, advances: Mapping[Partition, Advance]) -> None:
         for partition, advance in advances.items():
@@ -166,29 +208,74 @@ class Ledger:
             if found is not None and found != advance.start:
                 raise Fenced(partition, advance.start, found)
 
-    def _make_durable(self, version: int) -> None:
-        """Flush the commit to disk: deltalake does not, and a power cut would leave an empty log entry."""
-        if "://" in self.uri:
-            return
-        root = Path(self.uri)
-        entry = root / "_delta_log" / f"{version:020d}.json"
-        added = [
-            root / action["add"]["path"]
-            for action in map(json.loads, entry.read_text().splitlines())
-            if "add" in action
-        ]
-        for path in (*added, entry, root, entry.parent):
-            _fsync(path)
+
+def make_durable(uri: str, version: int) -> None:
+    """Flush a commit to disk: deltalake does not, and a power cut would leave an empty log entry."""
+    if "://" in uri:
+        return
+    root = Path(uri)
+    log = root / "_delta_log"
+    entry = log / f"{version:020d}.json"
+    added = [root / action["add"]["path"] for action in _actions(entry) if "add" in action]
+    checkpoints = [*log.glob(f"{version:020d}.checkpoint*"), *log.glob("_last_checkpoint")]
+    _fsync_all([*added, entry, *(checkpoints if version % _CHECKPOINT_EVERY == 0 else []), root, log])
+    if version == 0:
+        _fsync_all([root.parent])
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _check_whole(root: Path) -> None:
+    """Hold the newest entry of the log, and the files that it adds, against what it says of itself.
+
+    Delta takes an entry of no bytes for a commit that does nothing: its rows would be gone without a word.
+    """
+    entry = max((root / "_delta_log").glob("[0-9]*.json"), default=None)
+    if entry is None:
+        return
+    way_out = (
+        "restore it, or move the entry away to go back to the version before; "
+        "what came later is then read again from Kafka"
+    )
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        actions = _actions(entry)
+        info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
+        said = json.loads(info.get(COMMIT_METADATA, "{}"))
+    except (ValueError, StopIteration) as error:
+        raise DatasetNotWhole(
+            f"log entry {entry} is not whole ({error or 'no commitInfo'}), as after a power cut: {way_out}"
+        ) from error
+    expected = {_app("offset", _partition(name)): ends[1] for name, ends in said.get("offsets", {}).items()}
+    found = {a["txn"]["appId"]: a["txn"]["version"] for a in actions if "txn" in a}
+    files = [action["add"] for action in actions if "add" in action]
+    if any(found.get(app) != version for app, version in expected.items()) or (
+        len(files) < info.get("operationMetrics", {}).get("num_added_files", 0)
+    ):
+        raise DatasetNotWhole(f"log entry {entry} is not whole (actions are missing): {way_out}")
+    for file in files:
+        path = root / file["path"]
+        if not path.is_file() or path.stat().st_size != file["size"]:
+            raise DatasetNotWhole(
+                f"{path} is not the file of {file['size']} bytes that log entry {entry} added: {way_out}"
+            )
+
+
+def _actions(entry: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in entry.read_text().splitlines()]
+
+
+def _fsync_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _app(what: str, partition: Partition) -> str:
     topic, number = partition
     return f"{what}/{topic}/{number}"
+
+
+def _partition(name: str) -> Partition:
+    topic, _, number = name.rpartition("/")
+    return topic, int(number)

@@ -7,7 +7,7 @@ announced again, without the ids that are there already.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence, Set
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +16,18 @@ from aiokafka.structs import TopicPartition
 
 from infra.kafka.connection import Connection
 from schemas import topics
+from schemas.contract import type_of
 from schemas.decision import Decision
-from schemas.envelope import Envelope, NotAnAnnouncement, open_record, unwrap_as
+from schemas.envelope import NotAnAnnouncement, open_record, unwrap_as
 from schemas.window import WindowClosed
 from streams.announce import Announced
+from streams.ledger import Partition
 from streams.trigger import History
 
 OUTBOX_TOPICS = (topics.FEATURES.name, topics.WINDOWS.name, topics.DECISIONS.name, topics.JOBS.name)
-# Feature frames are large and never more than a few to a version: their tail suffices.
-_FEATURE_TAIL = 50
+# Of these only what the newest version announced is asked for: never more than a few records, among
+# those of other pipelines and of trainers. What lies further back would be announced again, by the same id.
+_TAILS = {topics.FEATURES.name: 200, topics.JOBS.name: 5_000}
 
 
 @dataclass(slots=True)
@@ -51,68 +54,74 @@ async def standing(connection: Connection, pipeline: str) -> Standing:
     """Read back what a pipeline has announced."""
     found = Standing()
     by_version: dict[int, set[str]] = {}
-    async for topic, envelope in _announced_by(connection, pipeline):
-        version = int(envelope.extensions["ledgerversion"])
+    async for record in read_to_end(connection, {topic: _TAILS.get(topic) for topic in OUTBOX_TOPICS}):
+        try:
+            envelope = open_record(record.key, record.value, record.headers)
+        except NotAnAnnouncement:
+            continue
+        said = envelope.extensions
+        if said.get("pipeline") != pipeline or "ledgerversion" not in said:
+            continue
+        version = int(said["ledgerversion"])
         by_version.setdefault(version, set()).add(envelope.id)
         if envelope.id in found.versions:
             continue
         found.versions[envelope.id] = version
-        if topic == topics.WINDOWS.name and envelope.type == "tidemill.window.closed.v1":
+        if envelope.type == type_of(WindowClosed):
             found.closed.append(unwrap_as(envelope, WindowClosed))
-        elif topic == topics.DECISIONS.name:
+        elif envelope.type == type_of(Decision):
             found.verdicts[envelope.id] = unwrap_as(envelope, Decision).verdict == "yes"
+    found.closed.sort(key=lambda window: (found.versions[window.event_id()], window.window))
     if by_version:
         found.version = max(by_version)
         found.ids = by_version[found.version]
     return found
 
 
-async def _announced_by(connection: Connection, pipeline: str) -> AsyncIterator[tuple[str, Envelope]]:
-    """This pipeline's envelopes on the outbox's topics, by topic and in order."""
+async def read_to_end(connection: Connection, tails: Mapping[str, int | None]) -> AsyncIterator[Any]:
+    """Records of whole topics, or of the last so many offsets of each partition, to where they end now."""
     consumer = AIOKafkaConsumer(
-        **connection.client_arguments(), enable_auto_commit=False, isolation_level="read_committed"
+        *tails, **connection.client_arguments(), enable_auto_commit=False, isolation_level="read_committed"
     )
     await consumer.start()
     try:
-        for topic in OUTBOX_TOPICS:
-            for partition in sorted(
-                consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
-            ):
-                tp = TopicPartition(topic, partition)
-                async for record in read_to_end(
-                    consumer, tp, tail=_FEATURE_TAIL if topic == topics.FEATURES.name else None
-                ):
-                    try:
-                        envelope = open_record(record.key, record.value, record.headers)
-                    except NotAnAnnouncement:
-                        continue
-                    said = envelope.extensions
-                    if said.get("pipeline") == pipeline and "ledgerversion" in said:
-                        yield topic, envelope
+        partitions = [TopicPartition(t, n) for t in tails for n in consumer.partitions_for_topic(t) or ()]
+        consumer.unsubscribe()
+        consumer.assign(partitions)
+        firsts = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+        unread = set()
+        for tp in partitions:
+            tail = tails[tp.topic]
+            start = firsts[tp] if tail is None else max(firsts[tp], ends[tp] - tail)
+            if start < ends[tp]:
+                unread.add(tp)
+                consumer.seek(tp, start)
+            else:
+                consumer.pause(tp)
+        while unread:
+            for tp, records in (await consumer.getmany(*unread, timeout_ms=1000)).items():
+                for record in records:
+                    if record.offset < ends[tp]:
+                        yield record
+            unread -= {tp for tp in unread if await consumer.position(tp) >= ends[tp]}
     finally:
         await consumer.stop()
 
 
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    await consumer._client.add_topic(topic)
-    return consumer.partitions_for_topic(topic) or set()
-
-
-async def read_to_end(
-    consumer: AIOKafkaConsumer, tp: TopicPartition, *, tail: int | None = None
-) -> AsyncIterator[Any]:
-    """Records of a partition from its beginning, or its last `tail` offsets, to where it ends now."""
-    consumer.assign([tp])
-    first = (await consumer.beginning_offsets([tp]))[tp]
-    end = (await consumer.end_offsets([tp]))[tp]
-    start = first if tail is None else max(first, end - tail)
-    if start >= end:
-        return
-    consumer.seek(tp, start)
-    while await consumer.position(tp) < end:
-        batch = await consumer.getmany(tp, timeout_ms=1000)
-        for record in batch.get(tp, ()):
-            yield record
+async def letters_since(
+    connection: Connection, pipeline: str, positions: Mapping[Partition, int], *, most: int
+) -> set[str]:
+    """Ids of dead letters that went out before a crash kept their commit from being made."""
+    known: set[str] = set()
+    async for record in read_to_end(connection, {topics.DEAD_LETTERS.name: most}):
+        letter_id = (dict(record.headers).get("ce_id") or b"").decode("utf-8", "replace")
+        name, *place = letter_id.rsplit("/", 4)
+        if name == pipeline and len(place) == 4 and place[1].isdigit() and place[2].isdigit():
+            start = positions.get((place[0], int(place[1])))
+            if start is not None and int(place[2]) >= start:
+                known.add(letter_id)
+    return known
 
 
 class Outbox:

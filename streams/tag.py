@@ -37,9 +37,14 @@ class Slice:
 Tagging = Tag | Slice
 
 
+def named_tags(tagging: Sequence[Tagging]) -> list[Tag]:
+    """Those that rows carry by name."""
+    return [t for t in tagging if isinstance(t, Tag)]
+
+
 def tags(tagging: Sequence[Tagging]) -> pl.Expr:
     """List of the names of a row's tags, in their declared order."""
-    named = [t for t in tagging if isinstance(t, Tag)]
+    named = named_tags(tagging)
     if not named:
         return pl.lit([], dtype=pl.List(pl.String))
     each = [pl.when(t.when.fill_null(value=False)).then(pl.lit(t.name)) for t in named]

@@ -64,6 +64,12 @@ class FrameConsumer(Consumer):
             generation_id=self.app.consumer_generation_id,
         )
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Faust seeks, and so asks for positions, only where there is something assigned."""
+        await super().on_partitions_assigned(assigned, generation_id)
+        if not assigned:
+            self.app.nothing_assigned()  # type: ignore[attr-defined]
+
     async def perform_seek(self) -> None:
         """Seek every assigned partition to where the ledger says."""
         assigned = set(self.assignment())
@@ -74,6 +80,16 @@ class FrameConsumer(Consumer):
         bounds = await thread.bounds(assigned)
         decide: Positions = self.app.positions  # type: ignore[attr-defined]
         await thread.seek_all(await decide(bounds))
+
+    async def bounds(self, partitions: set[TP]) -> dict[TP, tuple[int, int]]:
+        """First and end offset of each partition, as the broker has them now."""
+        thread: FrameFetchThread = self._thread  # type: ignore[assignment]
+        return await thread.bounds(partitions)
+
+    def fetched_up_to(self, tp: TP) -> int | None:
+        """Offset that is fetched next; None where the partition is not assigned or nothing was sought yet."""
+        thread: FrameFetchThread = self._thread  # type: ignore[assignment]
+        return thread.next_offsets.get(tp)
 
     async def seek_back(self, positions: Mapping[TP, int]) -> None:
         """Fetch again from these offsets: a frame between them and what came last was lost on the way."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import aiokafka
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
@@ -22,6 +23,7 @@ from faust.transport.drivers.aiokafka import (
 )
 from faust.types import TP
 
+from streams.positions import PositionLost
 from streams.transport.frame import Frame, read_frame
 
 # Faust waits 1.5 s for a fetch to fill; a record should not wait for company.
@@ -29,7 +31,15 @@ FETCH_MAX_WAIT_MS = 100
 
 
 class FrameFetchThread(AIOKafkaConsumerThread):
-    """Faust's consumer thread, handing out frames."""
+    """Faust's consumer thread, handing out frames.
+
+    `next_offsets` says where each partition is read on: moved by seeks and by what is fetched, and by
+    nothing else.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.next_offsets: dict[TP, int] = {}
 
     def _create_worker_consumer(self, transport) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
@@ -65,9 +75,11 @@ class FrameFetchThread(AIOKafkaConsumerThread):
     async def _seek_all(self, positions: Mapping[TP, int]) -> None:
         consumer = self._ensure_consumer()
         assigned = consumer.assignment()
+        self.next_offsets = {tp: n for tp, n in self.next_offsets.items() if TopicPartition(*tp) in assigned}
         for tp, offset in positions.items():
             if TopicPartition(*tp) in assigned:
                 consumer.seek(TopicPartition(*tp), offset)
+                self.next_offsets[TP(*tp)] = offset
 
     async def bounds(self, partitions: set[TP]) -> dict[TP, tuple[int, int]]:
         """First and end offset of each partition, as the broker has them now."""
@@ -90,7 +102,23 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         if not wanted:
             return {}
         with fetcher._subscriptions.fetch_context():
-            return await _drain(fetcher, wanted, timeout or 0.0)
+            drained = await _drain(fetcher, wanted, timeout or 0.0)
+        for tp, frames in drained.items():
+            for frame in frames:
+                self._note(tp, frame)
+        return drained
+
+    def _note(self, tp: TP, frame: Frame) -> None:
+        """Where reading goes on; raises where it did not go on from where it stood."""
+        at = self.next_offsets.get(tp)
+        if at is not None and frame.first != at:
+            # The fetcher found nothing at its position and went to the topic's beginning.
+            raise PositionLost(
+                f"{tp.topic}/{tp.partition}: reading stood at offset {at} and was thrown to {frame.first}: "
+                "the records there expired unread, or the topic was made anew; give the pipeline a new "
+                "name to begin with what is there"
+            )
+        self.next_offsets[tp] = frame.next
 
 
 async def _drain(fetcher: Fetcher, wanted: frozenset[TP], timeout_s: float) -> dict[TP, list[Frame]]:

@@ -1,0 +1,120 @@
+"""Duplicates: a key that is in the dataset already, near the same event time.
+
+Rows are taken in their order, and what is kept counts: so the same survive however the rows were batched.
+What is remembered is a cache over the dataset, of its newest rows; what lies before them is read from it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+
+import polars as pl
+
+Read = Callable[[int, int], pl.DataFrame]
+"""Key and `_time` of the dataset's rows of a source with event time in [start_ms, end_ms)."""
+
+_EVER_MS = -(2**62)
+
+
+class Seen:
+    """The keys of one source's newest rows."""
+
+    def __init__(self, key: str, within_ms: int, read: Read | None = None) -> None:
+        self.key, self.within_ms = key, within_ms
+        self._read = read
+        self._seen: pl.DataFrame | None = None
+        self._from_ms = _EVER_MS
+
+    def recall(self, from_ms: int | None) -> None:
+        """Start anew, with what the dataset holds from an event time on; None: it holds nothing yet."""
+        self._seen, self._from_ms = None, _EVER_MS
+        if from_ms is not None and self._read is not None:
+            self._from_ms = from_ms - self.within_ms
+            self._seen = self._remembered(self._read(self._from_ms, -_EVER_MS))
+
+    def remember(self, rows: pl.DataFrame, *, forget_before_ms: int | None = None) -> None:
+        """Add rows that are in the dataset; forget what rows from an event time on cannot repeat."""
+        fresh = self._remembered(rows)
+        seen = fresh if self._seen is None else pl.concat([self._seen, fresh])
+        if forget_before_ms is not None:
+            self._from_ms = max(self._from_ms, forget_before_ms - self.within_ms)
+            seen = seen.filter(pl.col("_seen") >= self._from_ms)
+        self._seen = seen
+
+    def repeats(self, rows: pl.DataFrame) -> pl.Series:
+        """True for a row that repeats one of the dataset, or one that was kept before it in this frame."""
+        asked = rows.select(self.key, "_time").with_row_index("_index")
+        repeated = self._in_dataset(asked)
+        mask = asked.select(pl.col("_index").is_in(repeated.implode()).alias("repeats")).to_series()
+        several = asked.with_columns(mask).filter(pl.col(self.key).is_duplicated())
+        if several.height == 0:
+            return mask
+        return mask.scatter(self._within_frame(several), True)
+
+    def _remembered(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.select(self.key, pl.col("_time").alias("_seen"))
+
+    def _in_dataset(self, asked: pl.DataFrame) -> pl.Series:
+        """Indices of rows that the dataset has already."""
+        parts = [self._older(asked)]
+        if self._seen is not None:
+            parts.append(self._seen)
+        found = [self._near(asked, part) for part in parts if part.height]
+        return pl.concat(found).unique() if found else pl.Series("_index", [], dtype=pl.UInt32)
+
+    def _near(self, asked: pl.DataFrame, seen: pl.DataFrame) -> pl.Series:
+        # Most keys are new: the nearest in time is looked for only among those that are not.
+        known = asked.join(seen, on=self.key, how="semi")
+        if known.height == 0:
+            return known.get_column("_index")
+        return (
+            known.sort("_time")
+            .join_asof(
+                seen.sort("_seen"),
+                left_on="_time",
+                right_on="_seen",
+                by=self.key,
+                strategy="nearest",
+                tolerance=self.within_ms,
+                check_sortedness=False,
+            )
+            .filter(pl.col("_seen").is_not_null())
+            .get_column("_index")
+        )
+
+    def _older(self, asked: pl.DataFrame) -> pl.DataFrame:
+        """Rows of the dataset from before what is remembered, as far as these rows could repeat them."""
+        none = pl.DataFrame(schema={self.key: asked.schema[self.key], "_seen": pl.Int64})
+        if self._read is None or self._from_ms == _EVER_MS:
+            return none
+        stray = asked.filter(pl.col("_time") - self.within_ms < self._from_ms)
+        spans = _spans(stray.get_column("_time").sort().to_list(), self.within_ms)
+        read = [self._read(start_ms, min(end_ms, self._from_ms)) for start_ms, end_ms in spans]
+        return pl.concat([none, *(self._remembered(rows) for rows in read)])
+
+    def _within_frame(self, several: pl.DataFrame) -> list[int]:
+        """Indices of rows that repeat one of this frame, for the keys that come more than once in it."""
+        kept: dict[object, list[int]] = {}
+        repeated = []
+        for index, key, time_ms, in_dataset in several.iter_rows():
+            times = kept.setdefault(key, [])
+            at = bisect_left(times, time_ms)
+            near = any(abs(time_ms - other) <= self.within_ms for other in times[max(0, at - 1) : at + 1])
+            if near and not in_dataset:
+                repeated.append(index)
+            elif not in_dataset:
+                insort(times, time_ms)
+        return repeated
+
+
+def _spans(times_ms: list[int], within_ms: int) -> list[tuple[int, int]]:
+    """The half-open spans around sorted times, those that touch as one."""
+    spans: list[tuple[int, int]] = []
+    for time_ms in times_ms:
+        start_ms, end_ms = time_ms - within_ms, time_ms + within_ms + 1
+        if spans and start_ms <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], end_ms)
+        else:
+            spans.append((start_ms, end_ms))
+    return spans

@@ -1,0 +1,162 @@
+"""The announcing half of a worker: the dataset's log goes out as events.
+
+Of a pipeline's workers one speaks for it: the owner of its main source's first partition. It folds the
+log from where the topics end, its own commits and those of others alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from infra.dataset import Dataset
+from infra.kafka.connection import Connection
+from streams.announce import Announcer, Commit
+from streams.ledger import make_durable
+from streams.log import is_committed, read_commit, recall
+from streams.outbox import Outbox, standing
+from streams.pipeline import Pipeline
+from streams.positions import PositionLost
+
+log = structlog.get_logger(__name__)
+
+# So many commits may wait in memory; then ingest waits for the announcements.
+_MAX_WAITING = 8
+# How soon commits of other workers are seen.
+_LOOK_S = 0.25
+
+
+@dataclass(slots=True)
+class Announcements:
+    """Since the start of this process."""
+
+    sent: int = 0
+    version: int = -1
+    busy_s: float = 0.0
+
+
+class Herald:
+    """Announces what a pipeline's log says, while it is told to lead."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        uri: str,
+        connection: Connection,
+        outbox: Outbox,
+        *,
+        configuration_sha256: str = "",
+    ) -> None:
+        self.pipeline, self.uri, self.connection = pipeline, uri, connection
+        self.totals = Announcements()
+        self._outbox = outbox
+        self._configuration = configuration_sha256
+        self._leads = asyncio.Event()
+        self._term = 0
+        self._waiting: dict[int, Commit] = {}
+        self._committed = asyncio.Event()
+        self._room = asyncio.Event()
+
+    # ── what ingest tells it ────────────────────────────────────────────────────────────────────────
+
+    def lead(self) -> None:
+        """Speak for the pipeline from now on; what was said before is looked up on the topics."""
+        self._term += 1
+        self._forget()
+        self._leads.set()
+
+    def fall_silent(self) -> None:
+        """Another worker speaks for the pipeline."""
+        self._leads.clear()
+        self._forget()
+
+    def committed(self, commit: Commit) -> None:
+        """A commit is durable: announce it from memory instead of reading it back."""
+        if self._leads.is_set() and commit.version > self.totals.version:
+            self._waiting[commit.version] = commit
+        self._committed.set()
+
+    async def room(self) -> None:
+        """Wait while more is committed than announced."""
+        while self._leads.is_set() and len(self._waiting) >= _MAX_WAITING:
+            self._room.clear()
+            await self._room.wait()
+
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._room.set()
+        self._committed.set()
+
+    # ── announcing ──────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Announce for ever, whenever it leads."""
+        while True:
+            await self._leads.wait()
+            term = self._term
+            announcer, known = await self._take_up()
+            while self._leads.is_set() and self._term == term:
+                if not await self._announce_next(announcer, known):
+                    self._committed.clear()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._committed.wait(), _LOOK_S)
+
+    async def _take_up(self) -> tuple[Announcer, set[str]]:
+        """Where the announcements stand, from the topics and the log."""
+        began = time.perf_counter()
+        stands = await standing(self.connection, self.pipeline.name)
+        dataset = Dataset(self.uri)
+        newest = await asyncio.to_thread(dataset.newest_version)
+        if stands.version > newest:
+            raise PositionLost(
+                f"pipeline {self.pipeline.name} has announced dataset version {stands.version}, but the "
+                f"dataset at {self.uri} ends at {newest}: it is not the one that was announced; "
+                "restore it, or run the pipeline under a new name"
+            )
+        # The newest version that the topics know may have gone out in part: it is announced again, without
+        # the ids that are there.
+        progress = await asyncio.to_thread(
+            recall, self.pipeline, self.uri, through_version=max(stands.version - 1, -1)
+        )
+        progress.history = stands.history_before(stands.version)
+        self.totals.version = progress.version
+        log.info(
+            "announcing",
+            pipeline=self.pipeline.name,
+            after_version=progress.version,
+            newest_version=newest,
+            taken_up_in_s=round(time.perf_counter() - began, 3),
+        )
+        announcer = Announcer(
+            self.pipeline,
+            self.uri,
+            progress,
+            read_rows=dataset.rows,
+            configuration_sha256=self._configuration,
+        )
+        return announcer, stands.ids
+
+    async def _announce_next(self, announcer: Announcer, known: set[str]) -> bool:
+        """Announce the next version of the log; False where there is none yet."""
+        version = announcer.progress.version + 1
+        commit = self._waiting.pop(version, None)
+        began = time.perf_counter()
+        if commit is None:
+            if not is_committed(self.uri, version):
+                return False
+            # Whoever made it may not have flushed it yet: nothing is said of what a power cut could undo.
+            await asyncio.to_thread(make_durable, self.uri, version)
+            commit = await asyncio.to_thread(read_commit, self.pipeline, self.uri, version)
+        announced = await asyncio.to_thread(announcer.apply, commit)
+        self.totals.sent += await self._outbox.publish(announced, but_not=known)
+        known.clear()
+        self.totals.version = version
+        for stale in [v for v in self._waiting if v <= version]:
+            del self._waiting[stale]
+        self._room.set()
+        self.totals.busy_s += time.perf_counter() - began
+        return True

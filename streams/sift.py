@@ -1,0 +1,139 @@
+"""Which of a source's decoded rows stay, and what is said of the others: cleaning, deriving, tagging.
+
+An engineer's expression that fails on a row refuses that row alone, under the expression's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import polars as pl
+from polars.exceptions import PanicException, PolarsError
+
+from schemas.dead_letter import Reason
+from schemas.window import Summary
+from streams.clean import Rule, failing
+from streams.evaluate import evaluate
+from streams.pipeline import Source
+from streams.refused import Refused, refuse_rows
+from streams.summary import merge
+from streams.tag import Tagging, named_tags, tags
+from streams.transport.frame import Frame
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is said of a source's rows that do not come into the dataset, by rule and by window."""
+
+    frames: list[Frame]
+    window_start: pl.Expr | None
+    refused: list[Refused] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    summaries: dict[int, Summary] = field(default_factory=dict)
+
+    def refuse(self, bad: pl.DataFrame, rule: Rule, *, error: str = "") -> None:
+        """Rows that become dead letters."""
+        detail = f"the rule failed on it: {error}" if error else rule.detail
+        reason: Reason = "rule" if error else rule.reason
+        self.refused += refuse_rows(self.frames, bad, reason, rule.name, detail)
+        for start_ms, count in self._by_window(bad):
+            self.add(start_ms, Summary(rejected={rule.name: count}))
+
+    def drop(self, repeats: pl.DataFrame, rule: str) -> None:
+        """Rows that are in the dataset already."""
+        self.dropped[rule] = repeats.height
+        for start_ms, count in self._by_window(repeats):
+            self.add(start_ms, Summary(dropped={rule: count}))
+
+    def add(self, start_ms: int, summary: Summary) -> None:
+        """More about one window."""
+        self.summaries[start_ms] = merge(self.summaries.get(start_ms, Summary()), summary)
+
+    def _by_window(self, rows: pl.DataFrame) -> list[tuple[int, int]]:
+        if self.window_start is None:
+            return []
+        starts = rows.select(self.window_start.alias("start")).group_by("start").len()
+        return list(starts.sort("start").iter_rows())
+
+
+_FARTHEST_MS = 2**53
+
+
+def timed(source: Source, rows: pl.DataFrame, now_ms: int, tally: Tally) -> pl.DataFrame:
+    """Rows with a key and an event time that can be: what no window could hold is counted in none."""
+    limit_ms = now_ms + source.future_ms
+    by_nothing = replace(tally, window_start=None, refused=[])
+    rules = [
+        Rule(
+            name=f"has({source.event_time}, {source.key})",
+            keep=pl.col("_time").is_not_null() & pl.col(source.key).is_not_null(),
+            reason="missing",
+            detail=f"{source.event_time} and {source.key} must hold a value",
+            place=source.place,
+        ),
+        Rule(
+            name=f"is_a_time({source.event_time})",
+            keep=pl.col("_time").is_between(-_FARTHEST_MS, _FARTHEST_MS),
+            reason="out_of_range",
+            detail=f"{source.event_time} must be epoch milliseconds",
+            place=source.place,
+        ),
+        Rule(
+            name=f"not_in_the_future({source.event_time})",
+            keep=pl.col("_time") <= limit_ms,
+            reason="future_event_time",
+            detail=f"{source.event_time} lies more than {source.future} ahead of the clock",
+            place=source.place,
+        ),
+    ]
+    rows = cleaned(rules, rows, by_nothing)
+    tally.refused += by_nothing.refused
+    return rows
+
+
+def cleaned(rules: Sequence[Rule], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """Rows that every rule keeps."""
+    failed = failing(rows, rules)
+    if not failed:
+        return rows
+    groups: dict[tuple[int, str], list[int]] = {}
+    for each in failed:
+        groups.setdefault((each.rule, each.error), []).append(each.position)
+    for (number, error), positions in sorted(groups.items()):
+        tally.refuse(rows[positions], rules[number], error=error)
+    return _but(rows, [each.position for each in failed])
+
+
+def derived(derive: Mapping[str, pl.Expr], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """Rows with their derived columns, each computed from the record's own."""
+    try:
+        return rows.with_columns(**derive)
+    except (PolarsError, PanicException):
+        return _without_broken(
+            {f"derive({name})": e for name, e in derive.items()}, rows, tally
+        ).with_columns(**derive)
+
+
+def tagged(tagging: Sequence[Tagging], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """Rows with their tags."""
+    try:
+        return rows.with_columns(tags(tagging).alias("_tags"))
+    except (PolarsError, PanicException):
+        conditions = {f"tag({t.name})": t.when for t in named_tags(tagging)}
+        return _without_broken(conditions, rows, tally).with_columns(tags(tagging).alias("_tags"))
+
+
+def _without_broken(expressions: Mapping[str, pl.Expr], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """Rows on which none of these raises; the others are refused by the expression's name."""
+    for name, expression in expressions.items():
+        _, broken = evaluate(rows, expression)
+        for position, error in broken.items():
+            tally.refuse(rows[position], Rule(name=name, keep=expression, detail=""), error=error)
+        rows = _but(rows, list(broken))
+    return rows
+
+
+def _but(rows: pl.DataFrame, positions: Sequence[int]) -> pl.DataFrame:
+    out = pl.Series(positions, dtype=pl.UInt32)
+    return rows.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(out.implode()))
