@@ -3,8 +3,9 @@
     python -m tidemill.example_service --bootstrap-servers localhost:9092 --store http://localhost:8700/ \
         --model flights
 
-A frame's position is committed after its answers are held by the cluster. After a crash some frames are
-answered again, under the same ids.
+A frame's position is committed after the cluster holds its answers. So after a crash no frame is left out,
+and those that are answered again are answered under the same ids. A frame that comes before a model's first
+version is not answered by that model.
 """
 
 from __future__ import annotations
@@ -13,102 +14,181 @@ import argparse
 import asyncio
 import contextlib
 import io
+import logging
 import signal
-import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka.errors import KafkaError
+from polars.exceptions import PanicException, PolarsError
 
 from . import topics
 from .client import LoadedModel, ModelFollower
-from .envelope import Envelope, NotAnAnnouncement, open_record, wrap
+from .envelope import ARROW_STREAM, Envelope, open_record, wrap
+from .errors import Rejected
 from .prediction import Predictions
+
+log = logging.getLogger("tidemill.example_service")
+
+_REMEMBERED = 10_000
+_MOST_FRAMES = 64
+_MOST_BYTES = 16_777_216
+
+
+class NotAFrame(Rejected):
+    """The record holds no feature rows that can be answered."""
+
+
+def read(record: ConsumerRecord[Any, Any]) -> tuple[Envelope, pl.DataFrame]:
+    """The feature rows in a record: a column of keys, `_time`, and a column a feature.
+
+    Raises:
+        Rejected: there are none.
+    """
+    envelope = open_record(record.key, record.value, record.headers)
+    if envelope.content_type != ARROW_STREAM:
+        raise NotAFrame(f"frame {envelope.id} is {envelope.content_type}, not an Arrow stream")
+    try:
+        rows = pl.read_ipc_stream(io.BytesIO(envelope.data))
+    except (PolarsError, PanicException, OSError) as error:
+        raise NotAFrame(f"frame {envelope.id} is not a readable Arrow stream: {error}") from error
+    if "key" not in envelope.extensions:
+        raise NotAFrame(f"frame {envelope.id} has no header ce_key, which names the column of keys")
+    if missing := {"_time", envelope.extensions["key"]} - set(rows.columns):
+        raise NotAFrame(f"frame {envelope.id} has no column {', '.join(sorted(missing))}")
+    return envelope, rows
 
 
 def answer(model: LoadedModel, envelope: Envelope, rows: pl.DataFrame, *, service: str) -> Predictions:
-    """One model's answers to one frame of feature rows."""
-    scores = model.predict({name: rows.get_column(name) for name in rows.columns})
+    """One model's answers to one frame of feature rows.
+
+    Raises:
+        UnfitColumns: the frame lacks a feature that the model takes.
+    """
+    scores = model.predict(rows.to_dict())
+    times_ms = rows.get_column("_time").to_list()
     return Predictions(
         service=service,
         name=model.manifest.name,
         version=model.version,
         sha256=model.sha256,
         features_id=envelope.id,
-        keys=rows.get_column(envelope.extensions["key"]).to_list(),
-        times_ms=rows.get_column("_time").to_list(),
+        keys=rows.get_column(envelope.extensions["key"]).cast(pl.String).to_list(),
+        times_ms=times_ms,
         scores=[float(score) for score in scores],
-        newest_event_ms=int(rows.get_column("_time").max()),  # type: ignore[arg-type]
+        newest_event_ms=max(times_ms),
         answered_ms=int(time.time() * 1000),
     )
 
 
+class ExampleService:
+    """Consumes frames, publishes answers. `counts` says what became of the frames."""
+
+    def __init__(self, client: dict[str, Any], followers: list[ModelFollower], *, name: str, instance: str):
+        self.name = name
+        self.counts: Counter[str] = Counter()
+        self._client, self._followers, self._instance = client, followers, instance
+
+    async def run(self) -> None:
+        """Answer until cancelled; while the cluster is away, try again."""
+        # After a restart, frames wait for the model that was there before it.
+        for follower in self._followers:
+            await follower.settled()
+        while True:
+            try:
+                await self._answer_frames()
+            except KafkaError as error:
+                log.warning("beginning again from the last committed frame: %s", error)
+            await asyncio.sleep(1.0)
+
+    async def _answer_frames(self) -> None:
+        consumer = AIOKafkaConsumer(
+            topics.FEATURES.name,
+            **self._client,
+            group_id=f"{self.name}-answers",
+            # A restarted process takes its old place at once.
+            group_instance_id=f"{self.name}-{self._instance}",
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+        )
+        producer = AIOKafkaProducer(
+            **self._client, enable_idempotence=True, acks="all", max_request_size=_MOST_BYTES
+        )
+        recent: dict[str, None] = {}
+        try:
+            await producer.start()
+            await consumer.start()
+            while True:
+                batches = await consumer.getmany(timeout_ms=1000, max_records=_MOST_FRAMES)
+                sent = []
+                for record in (record for records in batches.values() for record in records):
+                    for event in await asyncio.to_thread(self._answers, record, recent):
+                        envelope = wrap(event, source=f"/service/{self.name}", time_ms=event.answered_ms)
+                        key, value, headers = envelope.record()
+                        sent.append(
+                            await producer.send(
+                                topics.PREDICTIONS.name, key=key, value=value, headers=headers
+                            )
+                        )
+                await asyncio.gather(*sent)
+                if batches:
+                    await consumer.commit()
+        finally:
+            await consumer.stop()
+            await producer.stop()
+
+    def _answers(self, record: ConsumerRecord[Any, Any], recent: dict[str, None]) -> list[Predictions]:
+        """The answers of all models that are there. A bad frame is logged and passed by."""
+        answers = []
+        try:
+            envelope, rows = read(record)
+            if envelope.id in recent or rows.is_empty():
+                self.counts["repeated or empty"] += 1
+                return []
+            recent[envelope.id] = None
+            if len(recent) > _REMEMBERED:
+                del recent[next(iter(recent))]
+            for follower in self._followers:
+                # One look at the reference: the whole frame is answered by one version, also amid a swap.
+                if (model := follower.current) is None:
+                    self.counts[f"no {follower.name} yet"] += 1
+                    continue
+                answers.append(answer(model, envelope, rows, service=self.name))
+                self.counts[f"answered by {follower.name}"] += 1
+        except Rejected as error:
+            self.counts["refused"] += 1
+            log.warning("frame at offset %s is not answered: %s", record.offset, error)
+        return answers
+
+
 async def serve(arguments: argparse.Namespace) -> None:
     """Follow the models and answer frames until SIGTERM or SIGINT."""
-    stopped = asyncio.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stopped.set)
     client = {"bootstrap_servers": arguments.bootstrap_servers}
-    followers = [
-        ModelFollower(
-            name,
-            client=client,
-            stores=arguments.store,
-            service=arguments.service,
-            cache_dir=arguments.cache_dir,
-        )
-        for name in [arguments.model, *arguments.also]
-    ]
     async with contextlib.AsyncExitStack() as stack:
-        for follower in followers:
-            await stack.enter_async_context(follower)
-        answering = asyncio.create_task(_answer_forever(client, followers, arguments.service))
-        waiting = asyncio.create_task(stopped.wait())
-        await asyncio.wait({answering, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if answering.done():
-            answering.result()
-        answering.cancel()
-        await asyncio.gather(answering, return_exceptions=True)
-
-
-async def _answer_forever(client: dict, followers: list[ModelFollower], service: str) -> None:
-    consumer = AIOKafkaConsumer(
-        topics.FEATURES.name,
-        **client,
-        group_id=f"{service}-answers",
-        group_instance_id=f"{service}-1",
-        session_timeout_ms=10_000,
-        auto_offset_reset="earliest",
-        enable_auto_commit=False,
-        fetch_max_wait_ms=20,
-    )
-    producer = AIOKafkaProducer(**client, enable_idempotence=True, acks="all", max_request_size=16_777_216)
-    await producer.start()
-    await consumer.start()
-    answered: set[str] = set()
-    try:
-        async for record in consumer:
-            try:
-                envelope = open_record(record.key, record.value, record.headers)
-            except NotAnAnnouncement as error:
-                print(f"frame at offset {record.offset} is skipped: {error}", file=sys.stderr)
-                continue
-            if envelope.id in answered:
-                continue
-            answered.add(envelope.id)
-            rows = pl.read_ipc_stream(io.BytesIO(envelope.data))
-            # One read of each reference: the whole frame is answered by one version, also amid a swap.
-            for model in [f.current for f in followers if f.current is not None]:
-                event = await asyncio.to_thread(answer, model, envelope, rows, service=service)
-                said = wrap(event, source=f"/service/{service}", time_ms=event.answered_ms).record()
-                key, value, headers = said
-                await producer.send_and_wait(topics.PREDICTIONS.name, key=key, value=value, headers=headers)
-            await consumer.commit()
-    finally:
-        await consumer.stop()
-        await producer.stop()
+        followers = [
+            await stack.enter_async_context(
+                ModelFollower(
+                    name,
+                    client=client,
+                    stores=arguments.store,
+                    service=arguments.service,
+                    cache_dir=arguments.cache_dir,
+                )
+            )
+            for name in (arguments.model, *arguments.also)
+        ]
+        service = ExampleService(client, followers, name=arguments.service, instance=arguments.instance)
+        running = asyncio.create_task(service.run())
+        for each in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(each, running.cancel)
+        log.info("following %s", ", ".join(follower.name for follower in followers))
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        log.info("stopped; frames: %s", ", ".join(f"{n} {what}" for what, n in service.counts.items()))
 
 
 def main() -> None:
@@ -119,7 +199,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="name of the model to follow")
     parser.add_argument("--also", action="append", default=[], help="one more model to answer with")
     parser.add_argument("--service", default="example", help="this service's name in its events")
+    parser.add_argument("--instance", default="1", help="this process's name among those of the service")
     parser.add_argument("--cache-dir", type=Path, default=Path("model-cache"), help="where downloads lie")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
     asyncio.run(serve(parser.parse_args()))
 
 

@@ -1,4 +1,4 @@
-"""Real models, a real artifact store over HTTP that misbehaves as told, and the cluster's side of a client."""
+"""Real models, a real artifact store over HTTP that misbehaves as told, and the other side of the cluster."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def weights(seed: int, config: dict[str, Any] = CONFIG, *, fill: float | None = 
     torch.manual_seed(seed)
     network = TabularNetwork.from_config(config)
     state = {k: v if fill is None else torch.full_like(v, fill) for k, v in network.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def overflowing() -> bytes:
+    """Finite weights that answer with infinity minus infinity."""
+    state = safetensors.torch.load(weights(0, fill=3e38))
+    state["head.3.weight"][0, ::2] *= -1
     return safetensors.torch.save(state)
 
 
@@ -135,7 +142,7 @@ class Store:
 @asynccontextmanager
 async def serving(folder: Path, *, port: int = 0) -> AsyncIterator[Store]:
     """A store on a free port of this machine, until the end of the block."""
-    folder.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     store = Store(folder)
     app = web.Application()
     app.router.add_get("/{name}", store.serve)

@@ -41,7 +41,8 @@ class LoadedModel:
         Columns that the model does not take are left alone.
 
         Raises:
-            UnfitColumns: a column that the model takes is missing, or they have different lengths.
+            UnfitColumns: a column that the model takes is missing, has another length than the others, or
+                holds what it cannot take.
         """
         taken = [each.name for each in self.manifest.inputs]
         if missing := [name for name in taken if name not in columns]:
@@ -52,7 +53,10 @@ class LoadedModel:
         if len({len(columns[name]) for name in taken}) > 1:
             lengths = ", ".join(f"{name} {len(columns[name])}" for name in taken)
             raise UnfitColumns(f"columns of one question have different lengths: {lengths}")
-        return self.network.predict(columns)
+        try:
+            return self.network.predict(columns)
+        except (TypeError, ValueError) as error:
+            raise UnfitColumns(f"{self.manifest.name} cannot take these columns: {error}") from error
 
 
 def import_libraries() -> None:
@@ -110,14 +114,33 @@ def load(manifest: Manifest, content: bytes) -> LoadedModel:
 
 
 def _network(manifest: Manifest, content: bytes) -> Any:
-    import torch
     from safetensors.torch import load as read_weights
 
+    weights = read_weights(content)
+    if broken := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
+        raise ValueError(f"weights are not finite: {', '.join(broken)}")
     module, name = _ARCHITECTURES[manifest.architecture]
     architecture = getattr(importlib.import_module(module), name)
-    # Built without memory and given the weights as they are: sizes that only a config claims cost nothing.
-    with torch.device("meta"):
+    with _at_most(sum(tensor.numel() for tensor in weights.values())):
         network = architecture.from_config(manifest.config)
-    network.load_state_dict(read_weights(content), assign=True)
+    network.load_state_dict(weights)
     network.requires_grad_(False)
     return network.eval()
+
+
+def _at_most(allowed: int) -> contextlib.AbstractContextManager[Any]:
+    """Networks made inside hold no more numbers than that: a config cannot claim the memory's end."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Counted(TorchFunctionMode):
+        made = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.empty:
+                self.made += math.prod(args if isinstance(args[0], int) else args[0])
+                if self.made > allowed:
+                    raise ValueError(f"the config asks for more than the {allowed} weights that came")
+            return func(*args, **(kwargs or {}))
+
+    return Counted()
