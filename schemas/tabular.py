@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -46,11 +46,10 @@ class TabularNetwork(nn.Module):
         self._codes = [{v: i + 1 for i, v in enumerate(c["vocabulary"])} for c in self._categorical]
         self._mean = np.array([c["mean"] for c in self._numeric], dtype=np.float64)
         self._scale = np.array([c["scale"] for c in self._numeric], dtype=np.float64)
-        self.embeddings = nn.ModuleDict(
-            {c["name"]: nn.Embedding(len(c["vocabulary"]) + 1, c["dim"]) for c in self._categorical}
-        )
-        for embedding in self.embeddings.values():
+        embeddings = {c["name"]: nn.Embedding(len(c["vocabulary"]) + 1, c["dim"]) for c in self._categorical}
+        for embedding in embeddings.values():
             nn.init.normal_(embedding.weight, std=0.05)
+        self.embeddings = nn.ModuleDict(embeddings)
         width = sum(c["dim"] for c in self._categorical) + 2 * len(self._numeric)
         layers: list[nn.Module] = []
         for size in self.config["hidden"]:
@@ -148,16 +147,7 @@ def calendar(times_ms: Any, *, zone: str) -> dict[str, np.ndarray]:
     known = np.where(np.isfinite(times), times, 0.0).astype(np.int64)
     hours, inverse = np.unique(known // _HOUR_MS, return_inverse=True)
     where = ZoneInfo(zone)
-    offsets = np.array(
-        [
-            int(
-                datetime.fromtimestamp(int(h) * 3600, UTC).astimezone(where).utcoffset().total_seconds()
-                * 1000
-            )  # type: ignore[union-attr]
-            for h in hours
-        ],
-        dtype=np.int64,
-    )
+    offsets = np.array([_offset_ms(int(hour), where) for hour in hours], dtype=np.int64)
     local = known + offsets[inverse] if len(hours) else known
     return {
         "hour": local // _HOUR_MS % 24,
@@ -165,6 +155,13 @@ def calendar(times_ms: Any, *, zone: str) -> dict[str, np.ndarray]:
         "weekday": (local // _DAY_MS + 3) % 7,
         "minute_of_day": (local // 60_000 % 1440).astype(np.float64),
     }
+
+
+def _offset_ms(hour: int, where: ZoneInfo) -> int:
+    """What local time adds to UTC at the start of an hour since 1970."""
+    offset = datetime.fromtimestamp(hour * 3600, where).utcoffset()
+    assert offset is not None  # the time is aware
+    return int(offset.total_seconds() * 1000)
 
 
 def _listed(column: Any) -> Sequence[Any]:

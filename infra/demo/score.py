@@ -140,7 +140,7 @@ def _answers(predictions: Sequence[Predictions]) -> pl.DataFrame:
         pl.DataFrame({"flight_id": p.keys, "score": p.scores}).with_columns(version=pl.lit(p.version))
         for p in predictions
     ]
-    schema = {"flight_id": pl.String, "score": pl.Float64, "version": pl.Int32}
+    schema = pl.Schema({"flight_id": pl.String, "score": pl.Float64, "version": pl.Int32})
     if not parts:
         return pl.DataFrame(schema=schema)
     return pl.concat(parts).cast(schema).unique("flight_id", keep="first", maintain_order=True)
