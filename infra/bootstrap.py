@@ -264,6 +264,10 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         say("interrupted; the next run begins the environment afresh, with what was fetched")
         sys.exit(130)
+    if authorities := os.environ.get("SSL_CERT_FILE") or os.environ.get("PIP_CERT"):
+        os.environ.setdefault(
+            "REQUESTS_CA_BUNDLE", authorities
+        )  # the jars come by requests, which heeds no other
     program = [venv / "bin" / "tidemill", *(rest if command == "tidemill" else (command, *rest))]
     if command == "check":
         program = [interpreter(venv), "-m", "infra.checks", *rest]
