@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
@@ -24,6 +24,9 @@ from .errors import Rejected
 
 JSON = "application/json"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 A = TypeVar("A", bound=Announcement)
 
@@ -72,7 +75,7 @@ class Envelope:
             "type": self.type,
             "source": self.source,
             "subject": self.subject,
-            "time": datetime.fromtimestamp(self.time_ms / 1000, UTC),
+            "time": _EPOCH + self.time_ms * _MILLISECOND,
             "datacontenttype": self.content_type,
             "specversion": "1.0",
             **self.extensions,
@@ -115,6 +118,7 @@ def open_record(
         event: BaseCloudEvent = from_binary(message, _VERBATIM)
         attributes = event.get_attributes()
         time = event.get_time()
+        time_ms = 0 if time is None else (time - _EPOCH) // _MILLISECOND
     except Exception as error:  # the binding raises whatever its parts raise
         raise NotAnAnnouncement(f"record is no CloudEvent in Kafka binary mode: {error}") from error
     known = {"id", "type", "source", "subject", "time", "datacontenttype", "dataschema", "specversion"}
@@ -123,7 +127,7 @@ def open_record(
         type=event.get_type(),
         source=event.get_source(),
         subject=event.get_subject() or "",
-        time_ms=0 if time is None else int(time.timestamp() * 1000),
+        time_ms=time_ms,
         data=value or b"",
         key=None if key is None else key.decode("utf-8", "replace"),
         content_type=event.get_datacontenttype() or JSON,

@@ -14,6 +14,7 @@ import msgspec
 
 from . import dead_letter, decision, job, model, prediction, raw, window
 from .contract import Announcement
+from .examples import example_of
 
 DAY_MS = 86_400_000
 
@@ -32,7 +33,11 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
-    """Declaration of a topic. `settings` are Kafka's own topic settings."""
+    """Declaration of a topic. `settings` are Kafka's own topic settings.
+
+    `examples` are values as they stand in a record, one for each of the newest version's contracts, in their
+    order.
+    """
 
     name: str
     purpose: str
@@ -105,6 +110,7 @@ def _announced(
         key=key,
         versions=(Version(number=1, contracts=contracts),),
         settings={**base, **(settings or {})},
+        examples=tuple(example_of(contract) for contract in contracts),
     )
 
 

@@ -1,0 +1,263 @@
+"""One example of each announcement: a week of flights that became a model, told event by event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .contract import Announcement
+from .dead_letter import DeadLetter
+from .decision import Decision, Evaluation
+from .features import AsOf, FeatureSpec, Label, Trailing
+from .job import (
+    DatasetRange,
+    Experiment,
+    Gate,
+    JobFailed,
+    JobProgress,
+    JobRequested,
+    JobSkipped,
+    JobStarted,
+    JobSucceeded,
+)
+from .model import (
+    AdoptionRefused,
+    Artifact,
+    Field,
+    Lineage,
+    Manifest,
+    ModelAdopted,
+    ModelPublished,
+    ModelRefused,
+    OffsetRange,
+    RolledBack,
+    Scores,
+)
+from .prediction import Predictions
+from .window import Moments, Summary, Window, WindowAmended, WindowClosed
+
+_HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
+_START_MS = 1_357_016_400_000  # 1 January 2013, midnight in New York
+_NOW_MS = 1_764_000_000_000
+_JOB = "flights-1357621200000-1357707600000-00"
+_DIGEST = "4f" * 32
+_CODE_DIGEST = "c0" * 32
+_DATASET = "file:///srv/tidemill/flights"
+
+_WINDOW = Window(start_ms=_START_MS + 7 * _DAY_MS, end_ms=_START_MS + 8 * _DAY_MS)
+
+_SUMMARY = Summary(
+    rows=842,
+    rejected={"between(distance)": 1},
+    dropped={"dedupe": 3},
+    tags={"night": 61},
+    columns={"distance": Moments(count=842, mean=1077.5, m2=4.4e8, min=80.0, max=4983.0)},
+)
+
+_SPEC = FeatureSpec(
+    source="flights.scheduled",
+    key="flight_id",
+    columns=("carrier", "origin", "dest", "distance"),
+    features=(
+        AsOf(
+            source="weather.hourly",
+            by=("origin",),
+            columns={"wind_speed": "wind_speed"},
+            max_age_ms=3 * _HOUR_MS,
+        ),
+        Trailing(
+            source="flights.departed",
+            by=("origin",),
+            over_ms=2 * _HOUR_MS,
+            aggregates={"departed_2h": ("count", "dep_delay"), "delay_2h": ("mean", "dep_delay")},
+        ),
+    ),
+    label=Label(source="flights.arrived", column="arr_delay", key="flight_id", within_ms=2 * _DAY_MS),
+)
+
+_EXPERIMENT = Experiment(
+    pipeline="flights",
+    model="flights",
+    code="trainers.models.flights:train",
+    code_sha256=_CODE_DIGEST,
+    training=DatasetRange(uri=_DATASET, version=412, start_ms=_START_MS, end_ms=_WINDOW.start_ms),
+    evaluation=DatasetRange(uri=_DATASET, version=412, start_ms=_WINDOW.start_ms, end_ms=_WINDOW.end_ms),
+    spec=_SPEC,
+    params={"epochs": 8},
+    warm_start=True,
+    gate=Gate(metric="log_loss", tolerance=0.005, slices=("origin",)),
+)
+
+_CHALLENGER = Scores(
+    rows=812, auc=0.771, log_loss=0.447, accuracy=0.803, slices={"origin=EWR": {"auc": 0.764}}
+)
+_CHAMPION = Scores(rows=812, auc=0.752, log_loss=0.459, accuracy=0.797)
+
+_MANIFEST = Manifest(
+    name="flights",
+    version=2,
+    artifact=Artifact(uri=f"http://127.0.0.1:8700/{_DIGEST}.safetensors", size_bytes=48_236, sha256=_DIGEST),
+    architecture="tabular",
+    config={
+        "categorical": [{"name": "carrier", "vocabulary": ["AA", "B6", "UA"], "dim": 4}],
+        "numeric": [{"name": "distance", "mean": 1077.5, "scale": 720.1}],
+        "calendar": None,
+        "hidden": [64],
+    },
+    inputs=[Field(name="carrier", type="string"), Field(name="distance", type="float")],
+    outputs=[Field(name="probability", type="float")],
+    example={"carrier": "UA", "distance": 1400.0},
+    champion=_CHAMPION,
+    challenger=_CHALLENGER,
+    lineage=Lineage(
+        pipeline="flights",
+        job_id=_JOB,
+        decision_id=f"flights/{_WINDOW}/decision",
+        dataset_uri=_DATASET,
+        dataset_version=412,
+        window_ids=[f"flights/{_WINDOW}"],
+        offsets=[OffsetRange(topic="flights.scheduled", partition=0, start=0, end=1604)],
+        code="trainers.models.flights:train",
+        code_sha256=_CODE_DIGEST,
+        configuration_sha256="d1" * 32,
+        params={"epochs": 8},
+        seed=0,
+        parent_sha256="3e" * 32,
+        rows=5890,
+        libraries={"torch": "2.15.0"},
+        device="cpu",
+    ),
+    published_ms=_NOW_MS,
+)
+
+_ALL: tuple[Announcement, ...] = (
+    DeadLetter(
+        pipeline="flights",
+        topic="flights.scheduled",
+        partition=2,
+        offset=1207,
+        timestamp_ms=_NOW_MS,
+        reason="out_of_range",
+        rule="between(distance)",
+        detail="distance is -80.0; it must lie between 0 and 12000",
+        record_key=b"2013-01-08-UA-1545-EWR-0515",
+        record_value=b'{"flight_id": "2013-01-08-UA-1545-EWR-0515", "distance": -80.0}',
+        record_headers=[("content-type", b"application/json")],
+    ),
+    WindowClosed(
+        pipeline="flights",
+        window=_WINDOW,
+        summary=_SUMMARY,
+        labelled=812,
+        watermark_ms=_WINDOW.end_ms + 6 * _HOUR_MS,
+        dataset_uri=_DATASET,
+        dataset_version=412,
+    ),
+    WindowAmended(
+        pipeline="flights",
+        window=_WINDOW,
+        summary=_SUMMARY,
+        labelled=812,
+        watermark_ms=_WINDOW.end_ms + 9 * _HOUR_MS,
+        dataset_uri=_DATASET,
+        dataset_version=415,
+        late_rows=2,
+    ),
+    Decision(
+        pipeline="flights",
+        window=_WINDOW,
+        verdict="yes",
+        reason="every(windows=7) fired",
+        evaluations=[
+            Evaluation(
+                condition="every(windows=7)", fired=True, score=7.0, threshold=7.0, reason="7 windows closed"
+            )
+        ],
+        dataset_version=412,
+        job_id=_JOB,
+    ),
+    JobRequested(
+        job_id=_JOB,
+        experiment=_EXPERIMENT,
+        decision_id=f"flights/{_WINDOW}/decision",
+        requested_ms=_NOW_MS,
+    ),
+    JobStarted(job_id=_JOB, attempt=1, device="cpu", started_ms=_NOW_MS),
+    JobProgress(job_id=_JOB, attempt=1, step=3, of=8, metrics={"loss": 0.471}),
+    JobSucceeded(
+        job_id=_JOB, attempt=1, rows=5890, train_s=1.9, finished_ms=_NOW_MS, artifact_sha256=_DIGEST
+    ),
+    JobFailed(
+        job_id=_JOB,
+        attempt=1,
+        reason="the process ended with signal 9",
+        log_tail="epoch 3 of 8\n",
+        finished_ms=_NOW_MS,
+    ),
+    JobSkipped(job_id=_JOB, reason="412 labelled rows, and the job asks for 1000", finished_ms=_NOW_MS),
+    ModelPublished(name="flights", manifest=_MANIFEST),
+    ModelRefused(
+        name="flights",
+        job_id=_JOB,
+        reason="log_loss 0.471 is worse than the champion's 0.459",
+        champion=_CHAMPION,
+        challenger=_CHALLENGER,
+        refused_ms=_NOW_MS,
+    ),
+    ModelAdopted(
+        name="flights",
+        service="example",
+        version=2,
+        sha256=_DIGEST,
+        previous_version=1,
+        adopted_ms=_NOW_MS,
+        load_ms=38.4,
+    ),
+    AdoptionRefused(
+        name="flights",
+        service="example",
+        version=2,
+        sha256=_DIGEST,
+        kept_version=1,
+        reason=f"ArtifactMismatch: the store gave 48236 bytes that are not {_DIGEST}",
+        refused_ms=_NOW_MS,
+    ),
+    RolledBack(
+        name="flights",
+        from_version=2,
+        to_artifact_of_version=1,
+        reason="worse on Sundays",
+        manifest=msgspec.structs.replace(_MANIFEST, version=3),
+        rolled_back_ms=_NOW_MS,
+    ),
+    Predictions(
+        service="example",
+        name="flights",
+        version=2,
+        sha256=_DIGEST,
+        features_id="flights/features/431/0",
+        keys=["2013-01-09-UA-1545-EWR-0515", "2013-01-09-AA-1141-JFK-0540"],
+        times_ms=[_START_MS + 8 * _DAY_MS + 5 * _HOUR_MS, _START_MS + 8 * _DAY_MS + 6 * _HOUR_MS],
+        scores=[0.21, 0.34],
+        newest_event_ms=_START_MS + 8 * _DAY_MS + 6 * _HOUR_MS,
+        answered_ms=_NOW_MS,
+    ),
+)
+
+_BY_CONTRACT: dict[type[Announcement], Announcement] = {type(example): example for example in _ALL}
+
+
+def announced() -> tuple[Announcement, ...]:
+    """All examples."""
+    return _ALL
+
+
+def example_of(contract: type[Announcement]) -> dict[str, Any]:
+    """An example of that announcement, as its JSON stands in a record.
+
+    Raises:
+        KeyError: it has none.
+    """
+    return msgspec.json.decode(msgspec.json.encode(_BY_CONTRACT[contract]))
