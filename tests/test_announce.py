@@ -1,0 +1,300 @@
+"""The announcements of a log: the same, whoever folds it and however often he starts anew."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+
+import msgspec
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from infra.dataset import Dataset
+from infra.point_in_time import compute
+from schemas.envelope import unwrap_as
+from schemas.features import AsOf, Trailing
+from schemas.topics import DECISIONS, FEATURES, JOBS, WINDOWS
+from schemas.window import WindowAmended, WindowClosed
+from streams.announce import Announced, Announcer, Commit, Progress
+from streams.clean import between, dedupe
+from streams.ingest import Ingest, dataset_schema
+from streams.ledger import Ledger
+from streams.log import read_commit, recall
+from streams.outbox import Standing
+from streams.pipeline import Labels, Pipeline, Source
+from streams.tag import Tag
+from streams.training import Training, better_than_champion, last
+from streams.trigger import cooldown, every, labelled
+from streams.watermark import of_pipeline
+from streams.window import Tumbling
+from tests.stream_fixtures import frame_of, heartbeat_headers
+
+NOW_MS = 10_000_000
+
+
+class Event(msgspec.Struct):
+    id: str
+    at: int
+    place: str
+    value: float
+
+
+class Truth(msgspec.Struct):
+    id: str
+    came: int
+    outcome: float
+
+
+class Air(msgspec.Struct):
+    place: str
+    measured: int
+    heat: float
+
+
+PIPELINE = Pipeline(
+    name="p",
+    source=Source("events", schema=Event, event_time="at", key="id", disorder="200ms"),
+    context=[Source("air", schema=Air, event_time="measured", key="place")],
+    labels=Labels(Source("truth", schema=Truth, event_time="came", key="id"), column="outcome", within="2s"),
+    clean=[between("value", -100, 100), dedupe(within="300ms")],
+    tag=[Tag("high", pl.col("value") > 0)],
+    columns=["place", "value"],
+    features=[
+        AsOf(source="air", by=("place",), columns={"heat": "heat"}, max_age_ms=400, age="heat_age"),
+        Trailing(source="events", by=("place",), over_ms=500, aggregates={"mean_value": ("mean", "value")}),
+    ],
+    window=Tumbling("1s", lateness="200ms"),
+    train_when=every(windows=2) & labelled(rows=3) & cooldown("1s"),
+    train=Training("nowhere:train", data=last(windows=3)),
+    publish_when=better_than_champion("auc"),
+)
+TOPICS = {"events": "at", "air": "measured", "truth": "came"}
+
+
+def told(seed: int) -> list[tuple[str, int, dict]]:
+    """Random records of all sources, roughly in event-time order, some far out of it: topic, time, fields."""
+    rng = random.Random(seed)
+    records: list[tuple[int, str, int, dict]] = []
+    for number in range(150):
+        at = number * 40
+        place = rng.choice(["n", "s"])
+        late_ms = rng.choice([0, 0, 0, 50, 150, 900, 2_500, 6_000]) if rng.random() < 0.3 else 0
+        value = rng.choice([rng.uniform(-90, 90), 500.0])
+        event = {"id": f"e{number - (rng.random() < 0.1)}", "at": at, "place": place, "value": value}
+        records.append((at + late_ms, "events", at, event))
+        if rng.random() < 0.6:
+            records.append(
+                (at + late_ms + 90, "air", at, {"place": place, "measured": at, "heat": rng.random()})
+            )
+        came = at + rng.choice([300, 800, 1_500, 3_000])
+        truth = {"id": f"e{number}", "came": came, "outcome": float(rng.random() < 0.5)}
+        records.append((came + late_ms, "truth", came, truth))
+    return [(topic, time_ms, fields) for _, topic, time_ms, fields in sorted(records, key=lambda r: r[0])]
+
+
+def committed(uri: Path, seed: int) -> list[Commit]:
+    """A dataset of random commits, made as the worker makes them; gives them as they were in memory."""
+    rng = random.Random(seed)
+    ledger = Ledger(uri, dataset_schema(PIPELINE))
+    ingest = Ingest(
+        PIPELINE,
+        read_keys=lambda topic, key: (
+            lambda a, b: Dataset(uri).rows(
+                topic, version=ledger.version(), start_ms=a, end_ms=b, columns=[key]
+            )
+        ),
+    )
+    partitions = {(topic, 0) for topic in TOPICS}
+    at = dict.fromkeys(TOPICS, 0)
+    commits: list[Commit] = []
+    records = told(seed)
+    while records:
+        chunk, records = records[: (n := rng.randint(1, 25))], records[n:]
+        frames = []
+        for topic in TOPICS:
+            values: list[bytes | None] = [json.dumps(f).encode() for t, _, f in chunk if t == topic]
+            headers = {}
+            if topic != "events" and chunk:  # they lag by their labels: heartbeats say how far they are
+                headers[len(values)] = heartbeat_headers(max(0, min(t for _, t, _ in chunk) - 100))
+                values.append(None)
+            if values:
+                frames.append(frame_of(values, topic=topic, first=at[topic], headers=headers))
+                at[topic] += len(values)
+        ingest.watermarks = {p: w for p in partitions if (w := ledger.watermark(p)) is not None}
+        ingest.pipeline_watermark_ms = ledger.pipeline_watermark()
+        prepared = ingest.prepare(frames, now_ms=NOW_MS)
+        marks = {p: prepared.watermarks.get(p, ledger.watermark(p)) for p in partitions}
+        watermark_ms = of_pipeline(ledger.pipeline_watermark(), marks)
+        metadata = {
+            **prepared.metadata(),
+            "watermark_ms": watermark_ms,
+            "committed_ms": NOW_MS + len(commits),
+        }
+        version = ledger.commit(
+            prepared.rows,
+            advances=prepared.advances,
+            watermarks=prepared.watermarks,
+            pipeline_watermark_ms=watermark_ms,
+            metadata=metadata,
+        )
+        ingest.settle(prepared)
+        commits.append(Commit(version, metadata, prepared.by_source))
+    return commits
+
+
+def announcer(uri: Path, progress: Progress) -> Announcer:
+    return Announcer(PIPELINE, str(uri), progress, read_rows=Dataset(uri).rows, configuration_sha256="c")
+
+
+def stood(announced: list[Announced], before: int) -> Standing:
+    """What `outbox.standing` reads back of announcements of earlier versions."""
+    found = Standing()
+    for each in announced:
+        envelope = each.envelope
+        found.versions[envelope.id] = int(envelope.extensions["ledgerversion"])
+        if each.topic == WINDOWS.name and envelope.type == "tidemill.window.closed.v1":
+            found.closed.append(unwrap_as(envelope, WindowClosed))
+        elif each.topic == DECISIONS.name:
+            found.verdicts[envelope.id] = b'"verdict":"yes"' in envelope.data
+    return found
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[Announced]]]:
+    """A dataset, and what a fold in one go announces of each version from memory."""
+    uri = tmp_path_factory.mktemp("announce") / "p"
+    commits = committed(uri, seed=7)
+    fold = announcer(uri, Progress(version=0))
+    return uri, [fold.apply(commit) for commit in commits]
+
+
+def test_the_case_holds_all_that_can_be_announced(folded: tuple[Path, list[list[Announced]]]) -> None:
+    flat = [each for announced in folded[1] for each in announced]
+    kinds = {each.envelope.type for each in flat}
+    assert {each.topic for each in flat} == {FEATURES.name, WINDOWS.name, DECISIONS.name, JOBS.name}
+    assert {"tidemill.window.closed.v1", "tidemill.window.amended.v1"} <= kinds
+    verdicts = {msgspec.json.decode(e.envelope.data)["verdict"] for e in flat if e.topic == DECISIONS.name}
+    assert verdicts == {"yes", "no"}
+    ids = [each.envelope.id for each in flat]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_fold_taken_up_again_at_any_version_announces_the_same(
+    folded: tuple[Path, list[list[Announced]]],
+) -> None:
+    uri, whole = folded
+    for start in range(0, len(whole), 4):
+        progress = recall(PIPELINE, str(uri), through_version=start)
+        history = [each for announced in whole[:start] for each in announced]
+        progress.history = stood(history, start).history_before(start + 1)
+        fold = announcer(uri, progress)
+        for version in range(start + 1, min(start + 4, len(whole)) + 1):
+            again = fold.apply(read_commit(PIPELINE, str(uri), version))
+            expected = whole[version - 1]
+            assert [each.envelope.id for each in again] == [each.envelope.id for each in expected]
+            for mine, theirs in zip(again, expected, strict=True):
+                assert mine == theirs, f"taken up after {start}, at {version}"
+
+
+def test_a_fold_that_starts_anew_before_every_commit_announces_the_same(
+    folded: tuple[Path, list[list[Announced]]],
+) -> None:
+    uri, whole = folded
+    said: list[Announced] = []
+    for version in range(1, len(whole) + 1):
+        progress = recall(PIPELINE, str(uri), through_version=version - 1)
+        progress.history = stood(said, version).history_before(version)
+        said += announcer(uri, progress).apply(read_commit(PIPELINE, str(uri), version))
+    assert said == [each for announced in whole for each in announced]
+
+
+def test_every_row_gets_its_features_once_and_they_are_those_of_the_dataset_as_it_then_was(
+    folded: tuple[Path, list[list[Announced]]],
+) -> None:
+    uri, whole = folded
+    dataset = Dataset(uri)
+    everything = {"start_ms": -(10**9), "end_ms": 10**9}
+    told_of: list[tuple[str, int]] = []
+    for version, announced in enumerate(whole, start=1):
+        records = [e.envelope.data for e in announced if e.topic == FEATURES.name]
+        if not records:
+            continue
+        live = pl.concat(pl.read_ipc_stream(io.BytesIO(record)) for record in records).sort("id", "_time")
+        told_of += live.select("id", "_time").rows()
+        sources = {topic: dataset.rows(topic, version=version, **everything) for topic in TOPICS}
+        mine = sources["events"].join(live.select("id", "_time"), on=["id", "_time"], how="semi")
+        expected = compute(mine, sources, PIPELINE.spec()).sort("id", "_time")
+        assert_frame_equal(live, expected, check_column_order=False, abs_tol=1e-9)
+    mark_ms = Ledger(uri, dataset_schema(PIPELINE)).pipeline_watermark()
+    rows = dataset.rows("events", version=len(whole), **everything).filter(pl.col("_time") < mark_ms)
+    assert sorted(told_of) == sorted(rows.select("id", "_time").rows())
+
+
+def test_every_window_is_closed_once_and_its_counts_are_those_of_its_rows(
+    folded: tuple[Path, list[list[Announced]]],
+) -> None:
+    uri, whole = folded
+    closed, amended = {}, {}
+    for announced in whole:
+        for each in announced:
+            if each.envelope.type == "tidemill.window.closed.v1":
+                statement = unwrap_as(each.envelope, WindowClosed)
+                assert statement.window.start_ms not in closed
+                closed[statement.window.start_ms] = statement
+            elif each.envelope.type == "tidemill.window.amended.v1":
+                statement = unwrap_as(each.envelope, WindowAmended)
+                assert statement.window.start_ms in closed, "closed comes before amended"
+                amended[statement.window.start_ms] = statement
+    assert amended
+    dataset = Dataset(uri)
+    for start_ms, statement in {**closed, **amended}.items():
+        rows = dataset.rows(
+            "events", version=statement.dataset_version, start_ms=start_ms, end_ms=start_ms + 1_000
+        )
+        labels = dataset.rows(
+            "truth", version=statement.dataset_version, start_ms=start_ms, end_ms=start_ms + 3_000
+        )
+        assert statement.summary.rows == rows.height
+        assert statement.summary.tags.get("high", 0) == rows.filter(pl.col("value") > 0).height
+        assert statement.summary.columns["value"].mean == pytest.approx(rows.get_column("value").mean())
+        in_time = rows.join(labels.unique("id"), on="id").filter(
+            pl.col("_time_right") - pl.col("_time") <= 2_000
+        )
+        assert statement.labelled == in_time.height
+    late = dataset.rows("events", version=len(whole), start_ms=-(10**9), end_ms=10**9).filter(
+        pl.col("_tags").list.contains("late")
+    )
+    assert late.height == sum(
+        unwrap_as(e.envelope, WindowAmended).late_rows
+        for announced in whole
+        for e in announced
+        if e.envelope.type == "tidemill.window.amended.v1"
+    )
+
+
+def test_a_yes_asks_for_one_job_by_the_window_that_said_it(
+    folded: tuple[Path, list[list[Announced]]],
+) -> None:
+    for announced in folded[1]:
+        decisions = {
+            d["job_id"]: d
+            for e in announced
+            if e.topic == DECISIONS.name and (d := msgspec.json.decode(e.envelope.data))["verdict"] == "yes"
+        }
+        jobs = {
+            j["job_id"]: j
+            for e in announced
+            if e.topic == JOBS.name and (j := msgspec.json.decode(e.envelope.data))
+        }
+        assert jobs.keys() == decisions.keys()
+        for job_id, job in jobs.items():
+            experiment, window = job["experiment"], decisions[job_id]["window"]
+            assert experiment["evaluation"]["end_ms"] == window["end_ms"]
+            assert (
+                experiment["training"]["end_ms"] == experiment["evaluation"]["start_ms"] == window["start_ms"]
+            )
+            assert experiment["training"]["end_ms"] - experiment["training"]["start_ms"] == 3_000
+            assert experiment["training"]["version"] == decisions[job_id]["dataset_version"]

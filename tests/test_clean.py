@@ -1,0 +1,261 @@
+"""Cleaning: who stays, who is refused and by which rule, and that batching changes neither."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+
+import polars as pl
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from schemas.errors import InvalidConfiguration
+from streams.clean import Rule, between, dedupe, failing, one_of, require, rule
+from streams.dedupe import Seen
+from streams.ingest import Ingest
+from streams.pipeline import Pipeline, Source
+from streams.tag import Tag
+from streams.window import Tumbling
+from tests.stream_fixtures import Reading, frame_of
+
+NOW_MS = 1_000_000_000
+TOLD = pl.DataFrame(
+    {
+        "id": ["a", "b", "", None, "e"],
+        "level": [1.0, -3.0, float("nan"), None, float("inf")],
+        "count": [1, 2, 3, 4, 5],
+    }
+)
+
+
+def positions(each: Rule) -> list[int]:
+    return [f.position for f in failing(TOLD, [each])]
+
+
+def test_a_required_column_holds_a_value() -> None:
+    assert positions(require("id")) == [2, 3]
+    assert positions(require("level")) == [3]
+    assert positions(require("id", "level")) == [2, 3]
+    with pytest.raises(InvalidConfiguration, match=r"test_clean\.py:\d+: require\(\) names no column"):
+        require()
+
+
+def test_a_number_between_its_ends_stays_and_nan_and_infinity_do_not() -> None:
+    assert positions(between("level", -3, 1)) == [2, 4]
+    assert positions(between("count", 2, 4)) == [0, 4]
+    with pytest.raises(InvalidConfiguration, match="low end is above the high end"):
+        between("level", 2, 1)
+
+
+def test_one_of_the_allowed_values_stays_and_null_is_for_require() -> None:
+    assert positions(one_of("id", ["a", "b"])) == [2, 4]
+
+
+def test_a_condition_that_is_null_is_not_met() -> None:
+    assert positions(rule("positive", pl.col("level") > 0)) == [1, 3]  # NaN counts as greater in Polars
+
+
+@pytest.mark.parametrize("span", ["", "h", "1", "-1h", "1.5h", "1 h", "0s", "1h30", "1y", "∞"])
+def test_a_span_that_is_none_is_refused(span: str) -> None:
+    with pytest.raises(InvalidConfiguration, match="is no duration"):
+        dedupe(within=span)
+
+
+def test_the_first_rule_that_a_row_fails_is_its_reason() -> None:
+    failed = failing(TOLD, [between("level", -9, 9), require("id")])
+    assert [(f.position, f.rule) for f in failed] == [(2, 0), (3, 1), (4, 0)]
+
+
+# ── through a pipeline ──────────────────────────────────────────────────────────────────────────────
+
+
+def pipeline(**changes: object) -> Pipeline:
+    arguments: dict = {
+        "name": "readings",
+        "source": Source("readings", schema=Reading, event_time="at", key="id"),
+        "window": Tumbling("1s", lateness="100ms"),
+    }
+    return Pipeline(**{**arguments, **changes})
+
+
+def record(**changes: object) -> bytes:
+    base = {"id": "a", "at": 5_000, "level": 1.0, "count": 1, "good": True, "note": None}
+    return json.dumps({**base, **changes}).encode()
+
+
+def test_a_rule_that_fails_on_a_row_refuses_that_row_alone() -> None:
+    """`strict` conversions raise for the whole frame."""
+    numbers = rule("note_is_a_number", pl.col("note").cast(pl.Int64) > 0)
+    frame = frame_of(
+        [record(id=str(i), note=note) for i, note in enumerate(["1", "x", "3", "-4", "five", "6"])]
+    )
+    prepared = Ingest(pipeline(clean=[numbers])).prepare([frame], now_ms=NOW_MS)
+    assert prepared.rows.get_column("id").to_list() == ["0", "2", "5"]
+    letters = {letter.offset: letter for letter in prepared.dead_letters}
+    assert set(letters) == {1, 3, 4}
+    assert {letter.reason for letter in letters.values()} == {"rule"}
+    assert {letter.rule for letter in letters.values()} == {"note_is_a_number"}
+    assert "failed on it" in letters[1].detail
+    assert letters[3].detail == "the rule note_is_a_number must hold"
+    assert prepared.counts["readings"].rejected == {"note_is_a_number": 3}
+
+
+def test_a_derived_column_or_a_tag_that_fails_on_a_row_refuses_that_row_alone() -> None:
+    source = Source(
+        "readings",
+        schema=Reading,
+        event_time="at",
+        key="id",
+        derive={"number": pl.col("note").cast(pl.Int64)},
+    )
+    tag = Tag("even", pl.col("id").cast(pl.Int64) % 2 == 0)
+    frame = frame_of([record(id=i, note=n) for i, n in (("0", "7"), ("1", "x"), ("z", "8"), ("2", None))])
+    prepared = Ingest(pipeline(source=source, tag=[tag])).prepare([frame], now_ms=NOW_MS)
+    assert list(prepared.rows.select("id", "number", "_tags").iter_rows()) == [
+        ("0", 7, ["even"]),
+        ("2", None, ["even"]),
+    ]
+    assert [(x.offset, x.reason, x.rule) for x in prepared.dead_letters] == [
+        (1, "rule", "derive(number)"),
+        (2, "rule", "tag(even)"),
+    ]
+
+
+def test_an_event_time_far_ahead_of_the_clock_is_refused_and_opens_no_window() -> None:
+    frame = frame_of([record(at=NOW_MS + 86_400_000), record(id="b", at=NOW_MS + 86_400_001)])
+    prepared = Ingest(pipeline()).prepare([frame], now_ms=NOW_MS)
+    assert [(x.offset, x.reason, x.rule) for x in prepared.dead_letters] == [
+        (1, "future_event_time", "not_in_the_future(at)")
+    ]
+    assert list(prepared.summaries) == [NOW_MS + 86_400_000]
+    assert prepared.watermarks == {("readings", 0): NOW_MS + 86_400_000}
+
+
+def test_a_missing_key_or_time_is_refused_also_where_the_contract_allows_it() -> None:
+    import msgspec
+
+    class Loose(msgspec.Struct):
+        id: str | None
+        at: int | None
+
+    source = Source("loose", schema=Loose, event_time="at", key="id")
+    values = [
+        b'{"id":"a","at":1}',
+        b'{"id":null,"at":1}',
+        b'{"id":"b","at":null}',
+        b'{"id":"c","at":-9223372036854775808}',
+    ]
+    prepared = Ingest(pipeline(source=source)).prepare([frame_of(values, topic="loose")], now_ms=NOW_MS)
+    assert prepared.rows.get_column("id").to_list() == ["a"]
+    assert [(x.offset, x.reason) for x in prepared.dead_letters] == [
+        (1, "missing"),
+        (2, "missing"),
+        (3, "out_of_range"),
+    ]
+
+
+def test_every_event_is_a_row_a_dead_letter_or_dropped() -> None:
+    values = [record(id=str(i % 7), at=5_000 + i, level=i) for i in range(60)] + [b"x", None, b"{}"]
+    clean = [between("level", 0, 40), dedupe(within="5ms")]
+    prepared = Ingest(pipeline(clean=clean)).prepare([frame_of(values)], now_ms=NOW_MS)
+    counts = prepared.counts["readings"]
+    assert counts.events == 63 == counts.rows + sum(counts.rejected.values()) + sum(counts.dropped.values())
+    assert counts.rows == prepared.rows.height
+    assert sum(counts.rejected.values()) == len(prepared.dead_letters)
+    by_window = prepared.summaries[5_000]
+    assert by_window.rejected == {"between(level)": 10}
+    assert counts.rejected == {"between(level)": 10, "level": 9, "value": 2, "id": 1}
+    assert by_window.dropped == counts.dropped
+
+
+# ── dedupe ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Stored:
+    """A dataset's rows of one source, as far as a dedupe reads them."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, int]] = []
+        self.reads = 0
+
+    def read(self, start_ms: int, end_ms: int) -> pl.DataFrame:
+        self.reads += 1
+        found = [row for row in self.rows if start_ms <= row[1] < end_ms]
+        return pl.DataFrame(found, schema={"id": pl.String, "_time": pl.Int64}, orient="row")
+
+
+def survivors(
+    events: Sequence[tuple[str, int]], cuts: Sequence[int], within_ms: int, *, restarts: bool
+) -> list[int]:
+    """Positions that stay, the events taken in chunks cut there; forgetting and restarting on the way."""
+    stored = Stored()
+    seen = Seen("id", within_ms, stored.read)
+    kept: list[int] = []
+    edges = [0, *sorted(cuts), len(events)]
+    watermark_ms: int | None = None
+    for start, end in itertools.pairwise(edges):
+        chunk = list(enumerate(events))[start:end]
+        frame = pl.DataFrame([e for _, e in chunk], schema={"id": pl.String, "_time": pl.Int64}, orient="row")
+        stays = ~seen.repeats(frame)
+        assert len(stays) == len(chunk)
+        kept += [position for (position, _), stay in zip(chunk, stays, strict=True) if stay]
+        stored.rows += [event for (_, event), stay in zip(chunk, stays, strict=True) if stay]
+        watermark_ms = max([watermark_ms or -(10**9), *(t for _, (_, t) in chunk)])
+        seen.remember(frame.filter(stays), forget_before_ms=watermark_ms)
+        if restarts:
+            seen.recall(watermark_ms)
+    return kept
+
+
+def by_definition(events: Sequence[tuple[str, int]], within_ms: int) -> list[int]:
+    kept: list[int] = []
+    for position, (key, time_ms) in enumerate(events):
+        if not any(events[k][0] == key and abs(events[k][1] - time_ms) <= within_ms for k in kept):
+            kept.append(position)
+    return kept
+
+
+@settings(deadline=None, max_examples=80)
+@example(events=[("a", 0), ("a", 20), ("a", 21)], cuts=[], within_ms=5, restarts=False)
+@example(events=[("a", 0), ("a", 9), ("a", 18)], cuts=[1], within_ms=10, restarts=False)
+@example(events=[("a", 0), ("a", 1_000), ("a", 0)], cuts=[1, 2], within_ms=1, restarts=False)
+@given(
+    events=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-60, 60)), max_size=25),
+    cuts=st.lists(st.integers(0, 25), max_size=4),
+    within_ms=st.integers(1, 30),
+    restarts=st.booleans(),
+)
+def test_the_same_rows_survive_a_dedupe_however_they_were_batched(
+    events: list[tuple[str, int]], cuts: list[int], within_ms: int, *, restarts: bool
+) -> None:
+    expected = by_definition(events, within_ms)
+    assert survivors(events, [min(c, len(events)) for c in cuts], within_ms, restarts=restarts) == expected
+
+
+def test_a_repeat_of_long_ago_is_looked_up_in_the_dataset_and_news_are_not() -> None:
+    stored = Stored()
+    seen = Seen("id", 10, stored.read)
+    schema = {"id": pl.String, "_time": pl.Int64}
+    old = pl.DataFrame([("a", 0)], schema=schema, orient="row")
+    stored.rows = [("a", 0)]
+    seen.remember(old, forget_before_ms=10_000)
+    news = pl.DataFrame([("a", 10_000), ("b", 10_001)], schema=schema, orient="row")
+    assert seen.repeats(news).to_list() == [False, False]
+    assert stored.reads == 0
+    assert seen.repeats(pl.concat([news, old])).to_list() == [False, False, True]
+    assert stored.reads == 1
+
+
+def test_many_repeats_of_one_key_cost_no_more_than_many_keys() -> None:
+    """An attacker's batch: all rows of one key must not be compared each with each."""
+    import time
+
+    rows = pl.DataFrame({"id": ["a"] * 50_000, "_time": list(range(0, 5_000_000, 100))})
+    seen = Seen("id", 50)
+    began = time.perf_counter()
+    assert not seen.repeats(rows).any()
+    seen.remember(rows)
+    assert seen.repeats(rows).all()
+    assert time.perf_counter() - began < 5
