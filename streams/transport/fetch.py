@@ -14,8 +14,8 @@ from typing import Any
 import aiokafka
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import ConsumerStoppedError
-from aiokafka.structs import TopicPartition
+from aiokafka.errors import ConsumerStoppedError, KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers.aiokafka import (
     AIOKafkaConsumerThread,
     credentials_to_aiokafka_auth,
@@ -67,6 +67,18 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             connections_max_idle_ms=conf.consumer_connections_max_idle_ms,
             **credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
         )
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Kafka's committed offsets decide nothing here: where they cannot be written, nothing ends."""
+        consumer = self._ensure_consumer()
+        assigned = consumer.assignment()
+        wanted = {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+        try:
+            await consumer.commit({tp: at for tp, at in wanted.items() if tp in assigned})
+        except KafkaError as error:
+            self.log.info("Offsets for lag tools were not committed: %r", error)
+            return False
+        return True
 
     async def seek_all(self, positions: Mapping[TP, int]) -> None:
         """Move the fetch positions of assigned partitions; what was fetched for them is thrown away."""

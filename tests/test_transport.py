@@ -1,0 +1,302 @@
+"""Frames off a real broker: contiguous, complete, and byte for byte what was produced.
+
+Beside the frames stands aiokafka's own iterator over the same records, as the judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition
+from faust.types import TP
+
+from infra.kafka import EmbeddedBroker
+from infra.kafka.storage import NODE_ID
+from streams.transport.fetch import _drain
+from streams.transport.frame import Frame, read_frame
+
+Create = Callable[..., Awaitable[str]]
+Record = tuple[int, bytes | None, bytes | None, tuple]
+
+
+@asynccontextmanager
+async def reader(kafka: EmbeddedBroker, topic: str, **changes: Any) -> AsyncIterator[AIOKafkaConsumer]:
+    arguments = {"isolation_level": "read_committed", "enable_auto_commit": False, "fetch_max_wait_ms": 100}
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers, **{**arguments, **changes})
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(topic, 0)])
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+@asynccontextmanager
+async def writer(kafka: EmbeddedBroker, **changes: Any) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, **changes)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+async def frames_from(consumer: AIOKafkaConsumer, topic: str, start: int, end: int) -> list[Frame]:
+    """Frames as the fetch thread drains them, from one offset until another is reached."""
+    consumer.seek(TopicPartition(topic, 0), start)
+    frames: list[Frame] = []
+    while not frames or frames[-1].next < end:
+        with consumer._fetcher._subscriptions.fetch_context():
+            async with asyncio.timeout(30):
+                drained = await _drain(consumer._fetcher, frozenset({TP(topic, 0)}), 5.0)
+        frames += drained.get(TP(topic, 0), [])
+    return frames
+
+
+async def judged(consumer: AIOKafkaConsumer, topic: str, start: int, end: int) -> list[Record]:
+    tp = TopicPartition(topic, 0)
+    consumer.seek(tp, start)
+    records: list[Record] = []
+    while await consumer.position(tp) < end:
+        fetched = (await consumer.getmany(tp, timeout_ms=1000)).get(tp, ())
+        records += [(r.offset, r.key, r.value, tuple(r.headers)) for r in fetched]
+    return records
+
+
+def told(frames: list[Frame]) -> list[Record]:
+    return [
+        (frame.offsets[i], frame.keys[i], frame.values[i], tuple(frame.headers.get(i, ())))
+        for frame in frames
+        for i in range(len(frame))
+    ]
+
+
+def assert_contiguous(frames: list[Frame], start: int, end: int) -> None:
+    assert frames[0].first == start
+    assert frames[-1].next == end
+    for earlier, later in itertools.pairwise(frames):
+        assert earlier.next == later.first
+    for frame in frames:
+        assert len(frame.values) == len(frame.keys) == len(frame.offsets)
+        assert all(frame.first <= offset < frame.next for offset in frame.offsets)
+        assert frame.size_bytes == sum(len(v) for v in frame.values if v)
+
+
+async def end_of(consumer: AIOKafkaConsumer, topic: str) -> int:
+    tp = TopicPartition(topic, 0)
+    return (await consumer.end_offsets([tp]))[tp]
+
+
+@pytest.mark.parametrize("codec", [None, "gzip", "snappy", "lz4", "zstd"])
+async def test_frames_hold_what_was_produced_whatever_its_compression(
+    kafka: EmbeddedBroker, create_topic: Create, codec: str | None
+) -> None:
+    topic, rng = await create_topic("frames"), random.Random(codec)
+    sent: list[Record] = []
+    async with writer(kafka, compression_type=codec, linger_ms=3, max_batch_size=4_000) as producer:
+        pending = []
+        for number in range(3_000):
+            key = rng.choice([None, b"", str(number).encode()])
+            value = rng.choice([None, b"", rng.randbytes(40), b'{"n": %d}' % number])
+            headers = [("a", b"1"), ("b", b"")] if rng.random() < 0.05 else []
+            if key is None and value is None:
+                key = b"k"
+            if number % 500 == 0:
+                value, headers = bytes(200_000), [("large", b"x" * 1_000)]
+            pending.append(await producer.send(topic, value, key=key, partition=0, headers=headers))
+            sent.append((number, key, value, tuple(headers)))
+        for each in pending:
+            await each
+    async with reader(kafka, topic, max_partition_fetch_bytes=2_000) as consumer:
+        frames = await frames_from(consumer, topic, 0, 3_000)
+        assert len(frames) > 3, "several fetches are needed to show that they join"
+        assert_contiguous(frames, 0, 3_000)
+        assert told(frames) == sent
+        assert all(isinstance(frame.offsets, range) for frame in frames)
+        assert all(frame.timestamp_of(i) > 1_700_000_000_000 for frame in frames for i in range(len(frame)))
+
+
+async def test_reading_from_inside_a_batch_and_back_again(
+    kafka: EmbeddedBroker, create_topic: Create
+) -> None:
+    topic = await create_topic("inside")
+    async with writer(kafka, compression_type="lz4") as producer:
+        for start in range(0, 90, 30):
+            batch = producer.create_batch()
+            for number in range(start, start + 30):
+                batch.append(key=None, value=str(number).encode(), timestamp=None)
+            batch.close()
+            await (await producer.send_batch(batch, topic, partition=0))
+    async with reader(kafka, topic) as consumer:
+        for start in (37, 89, 0, 30, 29):
+            frames = await frames_from(consumer, topic, start, 90)
+            assert_contiguous(frames, start, 90)
+            assert [int(v or b"") for frame in frames for v in frame.values] == list(range(start, 90))
+
+
+async def test_aborted_transactions_and_markers_move_the_position_and_give_nothing(
+    kafka: EmbeddedBroker, create_topic: Create
+) -> None:
+    topic = await create_topic("transactions")
+    committed: list[bytes] = []
+    async with (
+        writer(kafka, transactional_id=topic) as one,
+        writer(kafka, transactional_id=topic + "b") as other,
+    ):
+        for number in range(12):
+            await one.begin_transaction()
+            await other.begin_transaction()
+            value = b"one %d" % number
+            for producer in (one, other, one):
+                await producer.send_and_wait(
+                    topic, value if producer is one else b"other %d" % number, partition=0
+                )
+            if number % 3 == 2:
+                await one.commit_transaction()
+                committed += [value, value]
+            else:
+                await one.abort_transaction()
+            await other.abort_transaction()
+    async with reader(kafka, topic) as consumer:
+        end = await end_of(consumer, topic)
+        assert end == 12 * 5
+        frames = await frames_from(consumer, topic, 0, end)
+        assert_contiguous(frames, 0, end)
+        assert [v for frame in frames for v in frame.values] == committed
+        assert told(frames) == await judged(consumer, topic, 0, end)
+    async with reader(kafka, topic) as consumer:
+        # From within: what was aborted before stays hidden.
+        for start in (1, 7, 13, end - 1):
+            frames = await frames_from(consumer, topic, start, end)
+            assert_contiguous(frames, start, end)
+            assert told(frames) == [r for r in told(frames) if r[0] >= start]
+            assert told(frames) == await judged(consumer, topic, start, end)
+
+
+async def test_an_aborted_end_alone_still_moves_the_position(
+    kafka: EmbeddedBroker, create_topic: Create
+) -> None:
+    topic = await create_topic("aborted")
+    async with writer(kafka, transactional_id=topic) as producer:
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, b"x", partition=0)
+        await producer.abort_transaction()
+    async with reader(kafka, topic) as consumer:
+        (frame,) = await frames_from(consumer, topic, 0, 2)
+        assert (frame.first, frame.next, len(frame)) == (0, 2, 0)
+
+
+async def test_a_compacted_topic_is_read_with_its_holes(kafka: EmbeddedBroker, create_topic: Create) -> None:
+    settings = {
+        "cleanup.policy": "compact",
+        "min.cleanable.dirty.ratio": "0.01",
+        "segment.ms": "100",
+        "min.compaction.lag.ms": "0",
+        "max.compaction.lag.ms": "100",
+    }
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await admin.start()
+    try:  # the cleaner looks every 15 s by default
+        every = ConfigResource(ConfigResourceType.BROKER, str(NODE_ID), {"log.cleaner.backoff.ms": "100"})
+        await admin.alter_configs([every])
+        topic = await create_topic("compacted", settings=settings)
+        async with writer(kafka, linger_ms=5) as producer:
+            for _ in range(3):
+                pending = [
+                    await producer.send(topic, b"v%d" % n, key=b"k%d" % (n % 7 if n % 3 else n), partition=0)
+                    for n in range(60)
+                ]
+                for each in pending:
+                    await each
+                await asyncio.sleep(0.15)  # a segment's age: only closed segments are compacted
+            await producer.send_and_wait(topic, b"last", key=b"last", partition=0)
+        async with reader(kafka, topic) as consumer:
+            end = await end_of(consumer, topic)
+            for _ in range(100):
+                expected = await judged(consumer, topic, 0, end)
+                if len(expected) < end / 2:
+                    break
+                await asyncio.sleep(0.2)
+            else:
+                pytest.fail("the cleaner did not run")
+            # It may run once more between two readings: what stands still is compared.
+            while (frames := told(await frames_from(consumer, topic, 0, end))) != (
+                again := await judged(consumer, topic, 0, end)
+            ):
+                assert len(again) < len(frames) or again != expected
+                expected = again
+            whole = await frames_from(consumer, topic, 0, end)
+            assert_contiguous(whole, 0, end)
+            assert any(not isinstance(frame.offsets, range) for frame in whole)
+            half = end // 2
+            later = await frames_from(consumer, topic, half, end)
+            assert_contiguous(later, half, end)
+            assert told(later) == [r for r in frames if r[0] >= half]
+    finally:
+        await admin.close()
+
+
+# ── without a broker ────────────────────────────────────────────────────────────────────────────────
+
+
+def batch_of(base: int, values: list[bytes]) -> bytes:
+    builder = DefaultRecordBatchBuilder(
+        magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1,
+        batch_size=1_000_000,
+    )  # fmt: skip
+    for offset, value in enumerate(values):
+        builder.append(offset, 1_000 + base, None, value, [])
+    batch = bytearray(builder.build())
+    batch[0:8] = base.to_bytes(8, "big")
+    return bytes(batch)
+
+
+def records_of(data: bytes, fetch_offset: int) -> PartitionRecords:
+    tp = TopicPartition("t", 0)
+    return PartitionRecords(tp, MemoryRecords(data), [], fetch_offset, None, None, True, 1)
+
+
+def test_a_corrupt_batch_stops_reading_before_it_and_never_hands_it_over() -> None:
+    good, bad = batch_of(0, [b"a", b"b"]), bytearray(batch_of(2, [b"c"]))
+    bad[-1] ^= 1
+    records = records_of(good + bytes(bad), 0)
+    frame = read_frame(records, topic="t", partition=0)
+    assert frame is not None
+    assert (frame.values, frame.first, frame.next) == ([b"a", b"b"], 0, 2)
+    with pytest.raises(CorruptRecordException):
+        read_frame(records_of(bytes(bad), 2), topic="t", partition=0)
+
+
+def test_a_frame_can_be_cut_to_what_is_not_yet_in() -> None:
+    frame = read_frame(
+        records_of(batch_of(10, [b"a", b"b"]) + batch_of(12, [b"c", b"dd"]), 10), topic="t", partition=0
+    )
+    assert frame is not None
+    frame.headers = {0: (("h", b"0"),), 3: (("h", b"3"),)}
+    assert frame.since(10) is frame
+    rest = frame.since(11)
+    assert (rest.first, rest.next, rest.values, list(rest.offsets)) == (
+        11,
+        14,
+        [b"b", b"c", b"dd"],
+        [11, 12, 13],
+    )
+    assert rest.headers == {2: (("h", b"3"),)}
+    assert [rest.timestamp_of(i) for i in range(3)] == [1_010, 1_012, 1_012]
+    assert rest.size_bytes == 4
+    last = rest.since(13)
+    assert (last.values, last.headers, last.timestamp_of(0)) == ([b"dd"], {0: (("h", b"3"),)}, 1_012)
+    assert (len(frame.since(99)), frame.since(99).first) == (0, 14)
