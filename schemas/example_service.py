@@ -156,6 +156,7 @@ class ExampleService:
                 # One look at the reference: the whole frame is answered by one version, also amid a swap.
                 if (model := follower.current) is None:
                     self.counts[f"no {follower.name} yet"] += 1
+                    log.info("frame %s is not answered by %s: no version yet", envelope.id, follower.name)
                     continue
                 answers.append(answer(model, envelope, rows, service=self.name))
                 self.counts[f"answered by {follower.name}"] += 1
