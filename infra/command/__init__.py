@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from infra.command.app import main
+from infra.command.main import main
 
 __all__ = ["main"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.command.app import main
+from infra.command.main import main
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from infra.command.app import app, console, settings
+from infra.command.app import answers, app, console, settings
 from schemas.errors import InvalidConfiguration
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -27,7 +27,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Replay a year of real flights over the whole road and show how good the live models were."""
-    from infra.demo.run import Demo, begin_afresh, show
+    from infra.demo.report import show
+    from infra.demo.run import Demo, begin_afresh
 
     if home is not None:
         os.environ["TIDEMILL_PATHS__HOME"] = str(home.absolute())
@@ -155,7 +156,7 @@ def config(as_json: Json = False) -> None:
     table = Table("setting", "value", "from")
     for line in lines:
         table.add_row(line.name, line.value, line.source)
-    console.print(table)
+    answers.print(table)
 
 
 @app.command()
@@ -177,7 +178,7 @@ def topics(
     table = Table("topic", "partitions", "key", "purpose")
     for topic in TOPICS:
         table.add_row(topic.name, str(topic.partitions), topic.key, topic.purpose)
-    console.print(table)
+    answers.print(table)
 
 
 @app.command()
@@ -189,9 +190,9 @@ def doctor(as_json: Json = False) -> None:
     for found in examine(settings()):
         checks.append(found)
         if not as_json:
-            console.print(f"{'[green]ok[/]  ' if found.ok else '[red]no[/]  '}{found.name}: {found.detail}")
+            answers.print(f"{'[green]ok[/]  ' if found.ok else '[red]no[/]  '}{found.name}: {found.detail}")
             if not found.ok:
-                console.print(f"      → {found.remedy}")
+                answers.print(f"      → {found.remedy}")
     if as_json:
         rows = [{"name": c.name, "ok": c.ok, "detail": c.detail, "remedy": c.remedy} for c in checks]
         print(json.dumps(rows))

@@ -1,13 +1,20 @@
-"""What the demo shows at its end: a table, a picture, and one JSON object."""
+"""What the demo says at its end: the counts and latencies, a table, one JSON object."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+from rich.console import Console
 from rich.table import Table
 
+from infra.dataset import Dataset
+from infra.demo.observer import Seen
 from infra.demo.score import Scores
 
 
@@ -69,38 +76,113 @@ def table(scores: Scores) -> Table:
     return shown
 
 
-def picture(scores: Scores, path: Path) -> Path:
-    """Draw the months as two curves of scores; gives the file's path."""
-    import matplotlib as mpl
+def summarise(
+    seen: Seen,
+    scores: Scores,
+    dataset: Dataset,
+    *,
+    days: int,
+    events_in: int,
+    restarts: Mapping[str, int],
+    wall_s: float,
+    artifacts: Path,
+    picture: Path | None,
+) -> Report:
+    """Everything that was announced, committed and scored, in one report."""
+    rows, dropped = _counted(dataset)
+    live, static, persistence = (scores.total[n] for n in ("live", "static", "persistence"))
+    return Report(
+        days=days,
+        events_in=events_in,
+        rows_committed=rows,
+        dead_lettered=dict(seen.dead_letters),
+        dropped=dropped,
+        windows_closed=len(seen.windows),
+        windows_amended=seen.amended,
+        decisions=dict(Counter(d.verdict for d in seen.decisions.values())),
+        jobs={"succeeded": len(seen.succeeded), "failed": len(seen.failed), "skipped": len(seen.skipped)},
+        models={
+            "published": len(seen.published),
+            "refused": len(seen.refused),
+            "adopted": len(seen.adopted),
+        },
+        auc=_told(live.auc),
+        log_loss=_told(live.log_loss),
+        accuracy=_told(live.accuracy),
+        static_auc=_told(static.auc),
+        static_log_loss=_told(static.log_loss),
+        persistence_auc=_told(persistence.auc),
+        persistence_log_loss=_told(persistence.log_loss),
+        scored=live.rows,
+        unanswered=scores.unanswered,
+        dishonest=scores.dishonest,
+        close_to_training_ms=_spread(_close_to_training(seen)),
+        trained_to_adopted_ms=_spread(_trained_to_adopted(seen)),
+        restarts=dict(restarts),
+        wall_s=round(wall_s, 1),
+        dataset=dataset.uri,
+        artifacts=str(artifacts),
+        picture=str(picture) if picture else None,
+    )
 
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
 
-    months = list(scores.by_month)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    styles = {
-        "live": ("#0b6e4f", "live: retrained as the stream says", "-", 2.4),
-        "static": ("#c8553d", "trained once, on January", "--", 1.8),
-        "persistence": ("#7a7a7a", "persistence: late share of the last 3 h", ":", 1.8),
-    }
-    for axis, measure, better in ((axes[0], "auc", "higher"), (axes[1], "log_loss", "lower")):
-        for said, (colour, label, line, width) in styles.items():
-            values = [getattr(scores.by_month[m][said], measure) for m in months]
-            whole = getattr(scores.total[said], measure)
-            axis.plot(
-                [m[-2:] for m in months], values, line, color=colour, lw=width, marker="o", ms=4,
-                label=f"{label} ({whole:.3f})",
-            )  # fmt: skip
-        axis.set_title(f"{'AUC' if measure == 'auc' else 'Log-loss'} by month ({better} is better)")
-        axis.set_xlabel("month of 2013")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8, frameon=False)
-    axes[1].legend(fontsize=8, frameon=False)
+def _counted(dataset: Dataset) -> tuple[int, int]:
+    """Rows that the dataset holds, and repeats that its commits dropped."""
+    rows = pl.scan_delta(dataset.uri).select(pl.len()).collect().item()
+    dropped = sum(
+        sum(counts["dropped"].values())
+        for record in dataset.commits()
+        for counts in record.metadata.get("counts", {}).values()
+    )
+    return rows, dropped
+
+
+def _told(value: float) -> float | None:
+    return None if value != value else round(value, 5)  # noqa: PLR0124  (NaN is not itself)
+
+
+def _spread(values_ms: list[float]) -> dict[str, float | None]:
+    """Median and maximum."""
+    ordered = sorted(values_ms)
+    if not ordered:
+        return {"median": None, "max": None}
+    return {"median": ordered[len(ordered) // 2], "max": ordered[-1]}
+
+
+def _close_to_training(seen: Seen) -> list[float]:
+    """From the commit that closed a window to the start of its job's process."""
+    return [
+        float(event.started_ms - seen.requested[job_id].requested_ms)
+        for job_id, event in seen.started.items()
+        if job_id in seen.requested
+    ]
+
+
+def _trained_to_adopted(seen: Seen) -> list[float]:
+    """From the end of training to the service's adoption."""
+    spans = []
+    for key, event in seen.adopted.items():
+        published = seen.published.get(key)
+        done = published and seen.succeeded.get(published.manifest.lineage.job_id)
+        if done:
+            spans.append(float(event.adopted_ms - done.finished_ms))
+    return spans
+
+
+def show(report: Report, scores: Scores, console: Console, *, as_json: bool) -> None:
+    """Print the table and the counts, or one JSON object on standard output."""
+    if as_json:
+        print(json.dumps(report.as_json()))
+        return
     if scores.by_month:
-        low = max(s.log_loss for by in scores.by_month.values() for n, s in by.items() if n != "persistence")
-        axes[1].set_ylim(top=max(low * 1.15, 0.6))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+        console.print(table(scores))
+    dead = sum(report.dead_lettered.values())
+    console.print(
+        f"{report.events_in:,} events in = {report.rows_committed:,} rows + {dead:,} dead letters + "
+        f"{report.dropped:,} repeats; {report.windows_closed} windows; {report.jobs['succeeded']} trainings; "
+        f"{report.models['published']} models published, {report.models['refused']} refused, "
+        f"{report.models['adopted']} adopted; {report.wall_s:.0f} s"
+    )
+    console.print(f"dataset {report.dataset}\nmodels  {report.artifacts}")
+    if report.picture:
+        console.print(f"picture {report.picture}")

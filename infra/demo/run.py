@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import socket
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import polars as pl
 from aiokafka import AIOKafkaProducer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -23,8 +21,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from infra.dataset import Dataset
 from infra.demo.flights import DAY_MS, FIRST_DAY_MS
 from infra.demo.observer import Observer, Seen
+from infra.demo.picture import draw
 from infra.demo.player import Player, close_of_day_ms
-from infra.demo.report import Report, picture, table
+from infra.demo.report import Report, summarise
 from infra.demo.score import Scores, evaluate
 from infra.kafka.broker import EmbeddedBroker
 from infra.kafka.cluster import embedded_broker
@@ -236,93 +235,22 @@ class Demo:
             static=STATIC,
             until_ms=close_of_day_ms(self.days - 1),
         )
-        dataset = Dataset(self.settings.paths.dataset / PIPELINE)
-        rows, dropped = _counted(dataset)
         drawn = None
         if scores.total["live"].rows:
-            drawn = await asyncio.to_thread(picture, scores, self.home / "scores.png")
-        live, static, persistence = (scores.total[n] for n in ("live", "static", "persistence"))
-        report = Report(
+            drawn = await asyncio.to_thread(draw, scores, self.home / "scores.png")
+        report = await asyncio.to_thread(
+            summarise,
+            seen,
+            scores,
+            Dataset(self.settings.paths.dataset / PIPELINE),
             days=self.days,
             events_in=player.events,
-            rows_committed=rows,
-            dead_lettered=dict(seen.dead_letters),
-            dropped=dropped,
-            windows_closed=len(seen.windows),
-            windows_amended=seen.amended,
-            decisions=dict(Counter(d.verdict for d in seen.decisions.values())),
-            jobs={
-                "succeeded": len(seen.succeeded),
-                "failed": len(seen.failed),
-                "skipped": len(seen.skipped),
-            },
-            models={
-                "published": len(seen.published),
-                "refused": len(seen.refused),
-                "adopted": len(seen.adopted),
-            },
-            auc=_told(live.auc),
-            log_loss=_told(live.log_loss),
-            accuracy=_told(live.accuracy),
-            static_auc=_told(static.auc),
-            static_log_loss=_told(static.log_loss),
-            persistence_auc=_told(persistence.auc),
-            persistence_log_loss=_told(persistence.log_loss),
-            scored=live.rows,
-            unanswered=scores.unanswered,
-            dishonest=scores.dishonest,
-            close_to_training_ms=_spread(_close_to_training(seen)),
-            trained_to_adopted_ms=_spread(_trained_to_adopted(seen)),
-            restarts=dict(self._restarts),
-            wall_s=round(time.monotonic() - began, 1),
-            dataset=dataset.uri,
-            artifacts=str(self.settings.paths.artifacts),
-            picture=str(drawn) if drawn else None,
+            restarts=self._restarts,
+            wall_s=time.monotonic() - began,
+            artifacts=self.settings.paths.artifacts,
+            picture=drawn,
         )
         return report, scores
-
-
-def _counted(dataset: Dataset) -> tuple[int, int]:
-    """Rows that the dataset holds, and repeats that its commits dropped."""
-    rows = pl.scan_delta(dataset.uri).select(pl.len()).collect().item()
-    dropped = sum(
-        sum(counts["dropped"].values())
-        for record in dataset.commits()
-        for counts in record.metadata.get("counts", {}).values()
-    )
-    return rows, dropped
-
-
-def _told(value: float) -> float | None:
-    return None if value != value else round(value, 5)  # noqa: PLR0124  (NaN is not itself)
-
-
-def _spread(values_ms: list[float]) -> dict[str, float | None]:
-    """Median and maximum."""
-    ordered = sorted(values_ms)
-    if not ordered:
-        return {"median": None, "max": None}
-    return {"median": ordered[len(ordered) // 2], "max": ordered[-1]}
-
-
-def _close_to_training(seen: Seen) -> list[float]:
-    """From the commit that closed a window to the start of its job's process."""
-    return [
-        float(event.started_ms - seen.requested[job_id].requested_ms)
-        for job_id, event in seen.started.items()
-        if job_id in seen.requested
-    ]
-
-
-def _trained_to_adopted(seen: Seen) -> list[float]:
-    """From the end of training to the service's adoption."""
-    spans = []
-    for key, event in seen.adopted.items():
-        published = seen.published.get(key)
-        done = published and seen.succeeded.get(published.manifest.lineage.job_id)
-        if done:
-            spans.append(float(event.adopted_ms - done.finished_ms))
-    return spans
 
 
 def _remembered_port(file: Path) -> int:
@@ -352,22 +280,3 @@ def begin_afresh(home: Path) -> None:
             f"{home} holds {', '.join(foreign)}, which the demo did not write; name another folder by --home"
         )
     shutil.rmtree(home)
-
-
-def show(report: Report, scores: Scores, console: Console, *, as_json: bool) -> None:
-    """Print the table and the counts, or one JSON object on standard output."""
-    if as_json:
-        print(json.dumps(report.as_json()))
-        return
-    if scores.by_month:
-        console.print(table(scores))
-    dead = sum(report.dead_lettered.values())
-    console.print(
-        f"{report.events_in:,} events in = {report.rows_committed:,} rows + {dead:,} dead letters + "
-        f"{report.dropped:,} repeats; {report.windows_closed} windows; {report.jobs['succeeded']} trainings; "
-        f"{report.models['published']} models published, {report.models['refused']} refused, "
-        f"{report.models['adopted']} adopted; {report.wall_s:.0f} s"
-    )
-    console.print(f"dataset {report.dataset}\nmodels  {report.artifacts}")
-    if report.picture:
-        console.print(f"picture {report.picture}")

@@ -1,0 +1,40 @@
+"""How a command begins and ends: signals, and the way an error reaches a person."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from infra.command import commands  # noqa: F401  (importing registers the commands)
+from infra.command.app import app, console
+from schemas.errors import TidemillError
+
+
+class Stopped(BaseException):
+    """Somebody asked us to end, by Ctrl-C or SIGTERM: what was started is stopped on the way out."""
+
+
+def main() -> None:
+    """Run a command; a known error is one clear message and a non-zero exit, never a traceback."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _stop)
+    try:
+        app()
+    except TidemillError as error:
+        console.print(f"[red bold]{_title(error)}[/]: {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except Stopped:
+        console.print("stopped; nothing that was accepted is lost")
+        sys.exit(130)
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    # Once: a second Ctrl-C must not break off the stopping of what still runs.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped
+
+
+def _title(error: TidemillError) -> str:
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(error).__name__)
+    return words.strip().capitalize()
