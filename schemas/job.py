@@ -26,7 +26,7 @@ class Resources(Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gpu_memory_bytes: int = 2 * 2**30
     cpus: int = 1
-    memory_bytes: int = 4 * 2**30
+    memory_bytes: int = 2 * 2**30
     time_limit_s: Annotated[float, Meta(gt=0)] = 600.0
 
 

@@ -379,7 +379,7 @@ class TrainerProcess:
     def __init__(self, home: Path, bootstrap_servers: str, code: Path, **settings: str) -> None:
         self.home = home
         self.log_file = home / "trainer.log"
-        self._environment = {
+        self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TIDEMILL_")},
             "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
             "TIDEMILL_PATHS__HOME": str(home),
@@ -396,7 +396,7 @@ class TrainerProcess:
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "infra.command", "trainer"],
-                env=self._environment,
+                env=self.environment,
                 cwd=self.home,
                 stdout=log,
                 stderr=log,

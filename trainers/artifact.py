@@ -33,11 +33,12 @@ class ArtifactStore:
         """
         digest = hashlib.sha256(content).hexdigest()
         target = self.path(digest)
-        if not (target.exists() and target.stat().st_size == len(content)):
-            try:
+        try:
+            # Compared whole: what lies there may have been damaged, and is then written anew.
+            if not (target.exists() and target.read_bytes() == content):
                 atomic_file.write_bytes(target, content)
-            except OSError as error:
-                raise StoreNotWritable(f"cannot keep an artifact in {self.folder}: {error}") from error
+        except OSError as error:
+            raise StoreNotWritable(f"cannot keep an artifact in {self.folder}: {error}") from error
         return digest
 
     def path(self, digest: str) -> Path:

@@ -53,6 +53,7 @@ class Bulletin:
         self._connection = connection
         self._now_ms = now_ms
         self._producer: AIOKafkaProducer | None = None
+        self._producing = asyncio.Lock()
         self._consumer: AIOKafkaConsumer | None = None
         self._at: dict[TopicPartition, int] = {}
         self._moved = asyncio.Condition()
@@ -96,7 +97,13 @@ class Bulletin:
     async def caught_up(self) -> None:
         """Wait until all is read that the topics hold now."""
         assert self._consumer is not None
-        ends = await self._consumer.end_offsets(list(self._consumer.assignment()))
+        while True:
+            try:
+                ends = await self._consumer.end_offsets(list(self._consumer.assignment()))
+                break
+            except KafkaError as error:
+                log.warning("cannot ask where the topics end, will try again", error=repr(error))
+                await asyncio.sleep(_AGAIN_AFTER_S)
         async with self._moved:
             await self._moved.wait_for(lambda: all(self._at.get(tp, 0) >= end for tp, end in ends.items()))
 
@@ -112,21 +119,28 @@ class Bulletin:
             KafkaError: it never will: too large, or no permission.
         """
         key, value, headers = wrap(event, source=SOURCE, time_ms=self._now_ms()).record()
+        producer = None
         while True:
             try:
-                if self._producer is None:
-                    self._producer = await self._new_producer()
-                await self._producer.send_and_wait(topic, key=key, value=value, headers=headers)
+                producer = await self._a_producer()
+                await producer.send_and_wait(topic, key=key, value=value, headers=headers)
                 break
             except _HOPELESS:
                 raise
             except KafkaError as error:
                 log.warning("cannot announce, will try again", topic=topic, error=repr(error))
-                await self._drop_producer()
+                if self._producer is producer:
+                    await self._drop_producer()
                 await asyncio.sleep(_AGAIN_AFTER_S)
         # Noted here too: the next decision need not wait for the topic's echo.
         self.registry.note(topic, event)
         self.changed.set()
+
+    async def _a_producer(self) -> AIOKafkaProducer:
+        async with self._producing:
+            if self._producer is None:
+                self._producer = await self._new_producer()
+            return self._producer
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
@@ -146,7 +160,8 @@ class Bulletin:
         producer, self._producer = self._producer, None
         if producer is not None:
             with contextlib.suppress(KafkaError, TimeoutError):
-                await asyncio.wait_for(producer.stop(), 5.0)
+                async with asyncio.timeout(5.0):
+                    await producer.stop()
 
     async def stop(self) -> None:
         """Let go of the cluster."""

@@ -123,12 +123,11 @@ def _version(manifest: Manifest | None) -> int:
 def write_down(folder: Path, conclusion: Conclusion) -> None:
     """Keep it in the job's folder; on return it is on disk. Raises OSError."""
     atomic_file.write_text(folder / FILE, msgspec.json.encode(conclusion).decode())
-    for each in (folder, folder.parent):
-        handle = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    handle = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the job's folder may be new itself
+    finally:
+        os.close(handle)
 
 
 def read_back(folder: Path, *, champion: Manifest | None) -> Conclusion | None:

@@ -203,7 +203,8 @@ class Standby:
             was_warm = self._warm is not None and self._warm.done() and not self._warm.cancelled()
             try:
                 # While it imports it hears nothing, and has no jobs to end.
-                await asyncio.wait_for(self._process.wait(), 5.0 if was_warm else 0.0)
+                async with asyncio.timeout(5.0 if was_warm else 0.0):
+                    await self._process.wait()
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
@@ -214,10 +215,8 @@ class Standby:
             self._listening = None
 
 
-def ending(code: int | None) -> str:
+def ending(code: int) -> str:
     """An exit code in words."""
-    if code is None:
-        return "the process that it was forked from is gone, and it with it"
     if code < 0:
         name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
         if -code == signal.SIGKILL:

@@ -106,8 +106,10 @@ class Trainer:
                 self.bulletin.changed.clear()
                 self.bulletin.check()
                 await self._admit_all()
+                # Not `wait_for`: in Python 3.11 it may swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.bulletin.changed.wait(), _LOOK_AGAIN_S)
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await self.bulletin.changed.wait()
         finally:
             for task in self._tasks.values():
                 task.cancel()
@@ -156,11 +158,11 @@ class Trainer:
                 if admission.verdict == "never":
                     await self._fail(job, attempt, f"it can never run here: {admission.reason}")
                 elif attempt > MOST_ATTEMPTS:
-                    await self._fail(job, attempt - 1, f"the trainer died {MOST_ATTEMPTS} times while it ran")
+                    await self._fail(job, attempt - 1, f"the trainer died under it {MOST_ATTEMPTS} times")
                 else:
                     await self._attempt(job, attempt, admission)
             except StandbyDied as error:
-                log.error("no process to run a job in", error=str(error))
+                log.error("the job will be run again", error=str(error))
                 await asyncio.sleep(_LOOK_AGAIN_S)  # the job stays open and is tried again
             except Exception as error:
                 log.exception("the trainer failed on a job")
@@ -194,6 +196,8 @@ class Trainer:
                 await self._fail(job, attempt, reason, process.log_tail())
             case None:
                 code = await process.ended()
+                if code is None:
+                    raise StandbyDied("the warm process went, and the job's process with it")
                 await self._fail(job, attempt, f"its process died: {ending(code)}", process.log_tail())
         await process.ended()  # only now is its device free
 

@@ -63,6 +63,13 @@ def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]
     store = ArtifactStore(Path(assignment.artifacts))
     champion = _champion(assignment, store)
     warm = champion is not None and experiment.warm_start
+    origin = lineage(
+        job,
+        rows=rows.height,
+        code_sha256=code_sha256,
+        device=assignment.device_name,
+        parent=assignment.champion if warm else None,
+    )
     context = TrainingContext(
         rows=rows,
         features=experiment.spec.names(),
@@ -93,13 +100,7 @@ def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]
         config=model.config,
         inputs=[Field(name=n, type=_type(rows.schema[n])) for n in experiment.spec.names()],
         example=rows.select(experiment.spec.names()).row(-1, named=True),
-        lineage=lineage(
-            job,
-            rows=rows.height,
-            code_sha256=code_sha256,
-            device=assignment.device_name,
-            parent=assignment.champion if warm else None,
-        ),
+        lineage=origin,
         champion=_score_champion(champion, judged, experiment),
         challenger=challenger,
         constant=is_constant(_predict(model, sample, experiment)),
