@@ -81,7 +81,12 @@ async def standing(connection: Connection, pipeline: str) -> Standing:
 async def read_to_end(connection: Connection, tails: Mapping[str, int | None]) -> AsyncIterator[Any]:
     """Records of whole topics, or of the last so many offsets of each partition, to where they end now."""
     consumer = AIOKafkaConsumer(
-        *tails, **connection.client_arguments(), enable_auto_commit=False, isolation_level="read_committed"
+        *tails,
+        **connection.client_arguments(),
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        # A fetch that waits for more holds up every other question on its connection: half a second each.
+        fetch_max_wait_ms=20,
     )
     await consumer.start()
     try:
