@@ -60,7 +60,10 @@ def openssl(folder: Path, *arguments: str) -> None:
 
 def make_certificates(folder: Path) -> None:
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(folder, "req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Test CA")
+    # Without a key usage, Python 3.13 and later trust none of them.
+    signs = ("-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature")
+    into = ("-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Test CA")
+    openssl(folder, "req", "-x509", *new_key, *signs, *into)
     for name in ("broker", "client"):
         names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
         signed = ("-CA", "ca.pem", "-CAkey", "ca.key")
@@ -73,6 +76,7 @@ def make_certificates(folder: Path) -> None:
             *new_key,
             *subject,
             *names,
+            *signs,
             "-keyout",
             f"{name}.key",
             "-out",
