@@ -2,7 +2,8 @@
 
 It imports once what every training needs (torch and the compiler behind its optimizers take 5 to 12 s of one
 core) and then does nothing but fork, kill and reap: a fork takes some 15 ms and its memory is shared. It
-starts no thread and never touches a GPU, so each fork is as good as a process of its own.
+computes nothing, so no pool of threads is up, and it never touches a GPU: each fork is as good as a process of
+its own. (The allocator of polars has threads, and starts them anew in each fork.)
 
     control   a stream socket, its descriptor in argv: commands in, news out (`trainers.channel`)
     command   b"F" + number, with two descriptors: fork a job; its own channel, and its log
@@ -20,6 +21,7 @@ import socket
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from select import select
 
@@ -107,7 +109,10 @@ class Server:
 
     def _fork(self, number: int, channel: int, log: int) -> None:
         server = os.getpid()
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 and later warn of any thread; the allocator's know about forks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid == 0:
             self._become_the_job(server, channel, log)  # never returns
         os.close(channel)
