@@ -3,7 +3,7 @@
 Shapes: N rows, C categorical columns, V numeric columns, T times of the calendar.
 
     codes_NC  int64, 0 for a value that the vocabulary lacks
-    values_NV float32, standardised, 0 where absent
+    values_NV float32, about -1.7 to 1.7 by quantile or standardised, 0 where absent
     absent_NV float32, 1 where absent
 """
 
@@ -22,15 +22,20 @@ from torch import nn
 Columns = Mapping[str, Any]
 
 _CLIP = 4.0
+# Evenly spread over [-_SPREAD, _SPREAD], a value's rank has a standard deviation of about one.
+_SPREAD = 3**0.5
 _HOUR_MS = 3_600_000
 _DAY_MS = 86_400_000
 
 
 class TabularNetwork(nn.Module):
-    """Embeddings of categories beside standardised numbers, then a perceptron; one logit a row.
+    """Embeddings of categories beside numbers on one scale, then a perceptron; one logit a row.
 
     `config` is plain data:
-        categorical: [{"name", "vocabulary": [...], "dim"}], numeric: [{"name", "mean", "scale"}],
+        categorical: [{"name", "vocabulary": [...], "dim"}]; with "of": [two categorical names declared
+            before it], a word is a pair of theirs,
+        numeric: [{"name", "mean", "scale"}], or [{"name", "knots"}]: rising quantiles, between which a
+            number is placed by interpolation, so that neither tails nor units matter,
         calendar: {"column", "zone"} or null: hour, weekday and time of day of a column of epoch ms,
         hidden: [sizes], dropout: share dropped in training.
     """
@@ -43,9 +48,9 @@ class TabularNetwork(nn.Module):
         self._categorical = self.config["categorical"]
         self._numeric = self.config["numeric"]
         self._calendar = self.config.get("calendar")
-        self._codes = [{v: i + 1 for i, v in enumerate(c["vocabulary"])} for c in self._categorical]
-        self._mean = np.array([c["mean"] for c in self._numeric], dtype=np.float64)
-        self._scale = np.array([c["scale"] for c in self._numeric], dtype=np.float64)
+        self._codes = [_codes(c["vocabulary"]) for c in self._categorical]
+        self._place = {c["name"]: i for i, c in enumerate(self._categorical)}
+        self._pairs = {i: self._pair_table(i) for i, c in enumerate(self._categorical) if "of" in c}
         embeddings = {c["name"]: nn.Embedding(len(c["vocabulary"]) + 1, c["dim"]) for c in self._categorical}
         for embedding in embeddings.values():
             nn.init.normal_(embedding.weight, std=0.05)
@@ -63,7 +68,7 @@ class TabularNetwork(nn.Module):
         return cls(config)
 
     def encode(self, columns: Columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Columns of N rows to (codes_NC, values_NV, absent_NV); no loop over rows but for texts' codes.
+        """Columns of N rows to (codes_NC, values_NV, absent_NV); no loop over rows of numpy columns.
 
         A column that is missing counts as absent throughout.
         """
@@ -71,13 +76,15 @@ class TabularNetwork(nn.Module):
         rows = len(next(iter(columns.values()))) if columns else 0
         codes = np.zeros((rows, len(self._categorical)), dtype=np.int64)
         for i, (declared, known) in enumerate(zip(self._categorical, self._codes, strict=True)):
-            if declared["name"] in columns:
-                codes[:, i] = [known.get(value, 0) for value in _listed(columns[declared["name"]])]
+            if i in self._pairs:
+                first, second = (codes[:, self._place[name]] for name in declared["of"])
+                codes[:, i] = self._pairs[i][first, second]
+            elif declared["name"] in columns:
+                codes[:, i] = _looked_up(columns[declared["name"]], known)
         values = np.full((rows, len(self._numeric)), np.nan)
         for i, declared in enumerate(self._numeric):
             if declared["name"] in columns:
-                values[:, i] = _floats(columns[declared["name"]])
-        values = np.clip((values - self._mean) / self._scale, -_CLIP, _CLIP)
+                values[:, i] = _scaled(_floats(columns[declared["name"]]), declared)
         absent = ~np.isfinite(values)
         values[absent] = 0.0
         return (
@@ -119,11 +126,10 @@ class TabularNetwork(nn.Module):
                     return False
                 merged = tensor.clone()
                 merged[0] = other[0]
-                place = {word: i + 1 for i, word in enumerate(theirs.get(column, []))}
-                mine = next(c["vocabulary"] for c in self._categorical if c["name"] == column)
-                for i, word in enumerate(mine):
+                place = _codes(theirs.get(column, []))
+                for word, code in self._codes[self._place[column]].items():
                     if word in place:
-                        merged[i + 1] = other[place[word]]
+                        merged[code] = other[place[word]]
                 taken[name] = merged
             elif other.shape != tensor.shape:
                 return False
@@ -131,6 +137,17 @@ class TabularNetwork(nn.Module):
                 taken[name] = other
         self.load_state_dict(taken)
         return True
+
+    def _pair_table(self, i: int) -> np.ndarray:
+        """Code of a pair by the codes of its parts; 0 for a pair that the vocabulary lacks."""
+        first, second = (self._codes[self._place[name]] for name in self._categorical[i]["of"])
+        table = np.zeros((len(first) + 1, len(second) + 1), dtype=np.int64)
+        for (one, other), code in self._codes[i].items():
+            if one in first and other in second:
+                table[first[one], second[other]] = code
+        # A part that is unknown makes the pair unknown.
+        table[0, :] = table[:, 0] = 0
+        return table
 
     def _with_calendar(self, columns: Columns) -> Columns:
         if self._calendar is None or self._calendar["column"] not in columns:
@@ -164,12 +181,33 @@ def _offset_ms(hour: int, where: ZoneInfo) -> int:
     return int(offset.total_seconds() * 1000)
 
 
+def _codes(vocabulary: Sequence[Any]) -> dict[Any, int]:
+    """Code of each word, from 1; pairs come as lists once they have been JSON."""
+    return {tuple(w) if isinstance(w, list) else w: i + 1 for i, w in enumerate(vocabulary)}
+
+
+def _looked_up(column: Any, known: Mapping[Any, int]) -> np.ndarray:
+    """Codes (N,) of a column of words; 0 for null and for words unknown."""
+    if isinstance(column, np.ndarray) and column.dtype != object:
+        words, inverse = np.unique(column, return_inverse=True)
+        return np.array([known.get(word, 0) for word in words.tolist()], dtype=np.int64)[inverse]
+    return np.array([known.get(word, 0) for word in _listed(column)], dtype=np.int64)
+
+
 def _listed(column: Any) -> Sequence[Any]:
-    if hasattr(column, "to_list"):
-        return column.to_list()
-    if hasattr(column, "tolist"):
-        return column.tolist()
+    for method in ("to_list", "tolist"):
+        if hasattr(column, method):
+            return getattr(column, method)()
     return column
+
+
+def _scaled(values: np.ndarray, declared: Mapping[str, Any]) -> np.ndarray:
+    """Values on the scale that a numeric column declares; NaN stays NaN, infinity becomes it."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    if "knots" in declared:
+        knots = declared["knots"]
+        return np.interp(values, knots, np.linspace(-_SPREAD, _SPREAD, len(knots)))
+    return np.clip((values - declared["mean"]) / declared["scale"], -_CLIP, _CLIP)
 
 
 def _floats(column: Any) -> np.ndarray:
