@@ -191,12 +191,14 @@ class Announcer:
         announced: list[Announced] = []
         for start_ms, summary in sorted(late.items()):
             announced += self._amend(commit, start_ms, summary)
-        for start_ms in window.closed_by(progress.open, progress.watermark_ms):
-            events = progress.tail.get(self.pipeline.source.topic)
-            labels = progress.tail.get(self.spec.label.source) if self.spec.label else None
+        closing = window.closed_by(progress.open, progress.watermark_ms)
+        events = progress.tail.get(self.pipeline.source.topic)
+        labels = progress.tail.get(self.spec.label.source) if self.spec.label else None
+        labelled = self._labelled(closing, events, labels)
+        for start_ms in closing:
             closed = WindowClosed(
                 **self._statement(commit, start_ms, progress.open.pop(start_ms)),
-                labelled=self._labelled(start_ms, events, labels),
+                labelled=labelled.get(start_ms, 0),
             )
             progress.closed[start_ms] = closed.summary
             announced.append(self._say(topics.WINDOWS.name, closed, commit))
@@ -217,7 +219,7 @@ class Announcer:
             labels = self._rows(commit, label.source, start_ms, end_ms + label.within_ms)
         amended = WindowAmended(
             **self._statement(commit, start_ms, whole),
-            labelled=self._labelled(start_ms, events, labels),
+            labelled=self._labelled([start_ms], events, labels).get(start_ms, 0),
             late_rows=summary.rows,
         )
         return [self._say(topics.WINDOWS.name, amended, commit)]
@@ -232,16 +234,21 @@ class Announcer:
             "dataset_version": commit.version,
         }
 
-    def _labelled(self, start_ms: int, events: pl.DataFrame | None, labels: pl.DataFrame | None) -> int:
-        """How many rows of a window have their label by now."""
+    def _labelled(
+        self, starts_ms: Sequence[int], events: pl.DataFrame | None, labels: pl.DataFrame | None
+    ) -> dict[int, int]:
+        """How many rows of each of these windows have their label by now; one join for all of them."""
         label = self.spec.label
-        if label is None or events is None or labels is None:
-            return 0
-        in_window = pl.col("_time").is_between(
-            start_ms, start_ms + self.pipeline.window.size_ms, closed="left"
+        if not starts_ms or label is None or events is None or labels is None:
+            return {}
+        start = self.pipeline.window.start(pl.col("_time")).alias("start")
+        mine = events.select(label.key, "_time", start).filter(pl.col("start").is_in(list(starts_ms)))
+        counted = (
+            with_labels(mine, labels, label)
+            .group_by("start")
+            .agg(pl.col(label.column).is_not_null().sum().alias("labelled"))
         )
-        mine = events.filter(in_window).select(label.key, "_time")
-        return int(with_labels(mine, labels, label).get_column(label.column).is_not_null().sum())
+        return dict(counted.iter_rows())
 
     def _decide(self, commit: Commit, closed: WindowClosed) -> list[Announced]:
         pipeline, progress = self.pipeline, self.progress
