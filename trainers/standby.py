@@ -2,7 +2,7 @@
 
 It imports once what every training needs (torch and the compiler behind its optimizers take 5 to 12 s of one
 core) and then does nothing but fork, kill and reap: a fork takes some 15 ms and its memory is shared. It
-computes nothing, so no pool of threads is up, and it never touches a GPU: each fork is as good as a process of
+computes nothing, so no pool of threads is up, and never touches a GPU: each fork is as good as a process of
 its own. (The allocator of polars has threads, and starts them anew in each fork.)
 
     control   a stream socket, its descriptor in argv: commands in, news out (`trainers.channel`)
