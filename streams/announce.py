@@ -8,7 +8,7 @@ same ids, so after a crash the fold is simply taken up again where the topics en
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,10 +157,9 @@ class Observer:
             if found is not None:
                 return found
             meanwhile()
-            try:
-                await asyncio.wait_for(self._changed.wait(), 0.5)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await self._changed.wait()
 
     async def stop(self) -> None:
         """Stop following."""

@@ -113,6 +113,7 @@ class Demo:
         if self._broker is not None and running_on(self.settings.paths.kafka) is None:
             self._restarts["broker"] += 1
             self.console.log("the broker was killed and is started again")
+            self._broker.kill()  # lets go of what is left of it
             self._broker.start()
 
     async def _play(self, connection: Connection, began: float) -> tuple[Report, Scores]:
