@@ -103,7 +103,8 @@ class Herald:
                 if not await self._announce_next(announcer, known):
                     self._committed.clear()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._committed.wait(), _LOOK_S)
+                        async with asyncio.timeout(_LOOK_S):
+                            await self._committed.wait()
 
     async def _take_up(self) -> tuple[Announcer, set[str]]:
         """Where the announcements stand, from the topics and the log."""
