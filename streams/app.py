@@ -14,6 +14,7 @@ import structlog
 from infra import settings as configuration
 from infra.kafka.connection import Connection, connect_to
 from infra.settings_model import Settings
+from streams.check import refuse_mistakes
 from streams.load import Loaded, load_pipeline
 from streams.transport import FrameTopic, register
 from streams.worker import StreamWorker
@@ -62,6 +63,7 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
     """The app of one pipeline against one cluster."""
     register()
     pipeline, options = loaded.pipeline, settings.worker
+    refuse_mistakes(pipeline)
     app = StreamApp(
         f"tidemill-{pipeline.name}",
         broker=connection.faust_brokers("tidemill"),

@@ -137,7 +137,7 @@ flights = Pipeline(
         ),
         came(18 * HOUR, "tail_18h", "tailnum", came=COUNT, worst=("max", "arr_delay")),
         planned(18 * HOUR, "tail_18h", "tailnum"),
-        # How flights have been arriving: there, from here, with this airline, this very flight.
+        # How flights have been arriving: there, from here, with this airline, on this route.
         AsOf(
             source="flights.arrived", by=("dest",), columns={"dest_last": "arr_delay"}, max_age_ms=24 * HOUR
         ),
@@ -151,9 +151,6 @@ flights = Pipeline(
         came(24 * HOUR, "all_24h", late=LATE, gained=GAINED),
         came(7 * DAY, "own_7d", "origin", "carrier", late=LATE),
         came(7 * DAY, "route_7d", "carrier", "dest", late=LATE, gained=GAINED, came=COUNT),
-        came(
-            7 * DAY, "flight_7d", "carrier", "flight", late=LATE, minutes=MINUTES, gained=GAINED, came=COUNT
-        ),
     ],
     window=Tumbling("1d", lateness="6h", offset="5h"),
     train_when=seen(windows=28) & every(windows=7) & labelled(rows=1_000) & cooldown("2d"),

@@ -1,0 +1,301 @@
+"""Find a pipeline's mistakes before anything runs: each with the line it stands on and the way out."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from schemas import topics
+from schemas.errors import InvalidConfiguration
+from schemas.features import AsOf, Feature
+from streams.clean import Cleaning, Rule
+from streams.columns import schema_of
+from streams.declared import InvalidPipeline, Place
+from streams.load import load_pipeline
+from streams.pipeline import Pipeline, Source
+from streams.tag import LATE, Slice, Tag
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake, where it stands, and what would be right."""
+
+    place: Place
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+def check(named: str) -> list[Problem]:
+    """All mistakes of the pipeline that a module or file declares; none means that it can run.
+
+    Raises:
+        InvalidConfiguration: there is no such module or file, or it cannot be imported at all.
+    """
+    try:
+        loaded = load_pipeline(named)
+    except InvalidPipeline as error:
+        return [Problem(error.place, error.problem)]
+    return list(problems(loaded.pipeline))
+
+
+def refuse_mistakes(pipeline: Pipeline) -> None:
+    """Let nothing start on a pipeline with mistakes.
+
+    Raises:
+        InvalidConfiguration: it has some; the message lists them all.
+    """
+    found = list(problems(pipeline))
+    if found:
+        listed = "\n  ".join(map(str, found))
+        raise InvalidConfiguration(f"pipeline {pipeline.name} cannot run:\n  {listed}")
+
+
+def problems(pipeline: Pipeline) -> Iterator[Problem]:
+    """All mistakes of a declared pipeline."""
+    schemas: dict[str, Schema] = {}
+    for source in pipeline.sources().values():
+        found = list(_source(pipeline, source))
+        yield from found
+        schemas[source.topic] = _schema(source)
+    yield from _shared_names(pipeline, schemas)
+    yield from _tags(pipeline, schemas[pipeline.source.topic])
+    yield from _features(pipeline, schemas)
+    yield from _labels(pipeline, schemas)
+    yield from _training(pipeline)
+
+
+def _source(pipeline: Pipeline, source: Source) -> Iterator[Problem]:
+    declared = next((t for t in topics.TOPICS if t.name == source.topic), None)
+    if declared is None:
+        known = [t.name for t in topics.TOPICS]
+        yield Problem(
+            source.place,
+            f"topic {source.topic!r} is not declared in schemas/topics.py{_nearest(source.topic, known)}",
+        )
+    elif source.schema not in declared.contracts:
+        right = ", ".join(c.__name__ for c in declared.contracts)
+        yield Problem(
+            source.place,
+            f"topic {source.topic} carries {right}, not {source.schema.__name__}; set schema={right}",
+        )
+    try:
+        raw = dict(schema_of(source.schema))
+    except InvalidConfiguration as error:
+        yield Problem(source.place, str(error))
+        return
+    for what, column in (("event_time", source.event_time), ("key", source.key)):
+        if column not in raw:
+            yield Problem(
+                source.place,
+                f"{what}={column!r} is no column of {source.schema.__name__}{_nearest(column, raw)}",
+            )
+    if raw.get(source.event_time, pl.Int64()) != pl.Int64():
+        yield Problem(
+            source.place,
+            f"event_time={source.event_time!r} is {raw[source.event_time]}; it must be epoch milliseconds",
+        )
+    for rule in pipeline.rules(source.topic):
+        yield from _rule(rule, {**raw, "_time": pl.Int64()})
+    for name, expression in source.derive.items():
+        yield from _expression(source.place, f"derive {name!r}", expression, raw)
+        if name.startswith("_"):
+            yield Problem(
+                source.place, f"derived column {name!r} begins with _, which Tidemill keeps for itself"
+            )
+
+
+def _rule(rule: Cleaning, schema: Schema) -> Iterator[Problem]:
+    if isinstance(rule, Rule):
+        yield from _expression(rule.place, f"rule {rule.name}", rule.keep, schema, gives=pl.Boolean())
+
+
+def _expression(
+    place: Place, what: str, expression: pl.Expr, schema: Schema, *, gives: pl.DataType | None = None
+) -> Iterator[Problem]:
+    unknown = [c for c in expression.meta.root_names() if c not in schema]
+    if unknown:
+        yield Problem(
+            place, f"{what} reads column {unknown[0]!r}, which is not there{_nearest(unknown[0], schema)}"
+        )
+        return
+    try:
+        got = pl.DataFrame(schema=dict(schema)).select(expression.alias("out")).schema["out"]
+    except pl.exceptions.PolarsError as error:
+        first = str(error).splitlines()[0]
+        yield Problem(place, f"{what} cannot be computed on these columns: {first}")
+        return
+    if gives is not None and got != gives:
+        yield Problem(place, f"{what} gives {got}, not true or false; compare it with something")
+
+
+def _schema(source: Source) -> Schema:
+    """The source's columns with those derived; without them where they cannot be computed."""
+    try:
+        raw = pl.DataFrame(schema=dict(schema_of(source.schema)))
+        return dict(raw.with_columns(**source.derive).schema)
+    except (pl.exceptions.PolarsError, InvalidConfiguration):
+        return {}
+
+
+def _shared_names(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
+    """One flat dataset holds all sources: a name may stand for one type only."""
+    seen: dict[str, tuple[Any, str]] = {}
+    for topic, schema in schemas.items():
+        for name, dtype in schema.items():
+            other = seen.setdefault(name, (dtype, topic))
+            if other[0] != dtype:
+                yield Problem(
+                    pipeline.sources()[topic].place,
+                    f"column {name!r} is {dtype} here, {other[0]} in {other[1]}; rename one of them in derive",
+                )
+
+
+def _tags(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
+    names: set[str] = set()
+    for each in pipeline.tag:
+        if isinstance(each, Slice):
+            if schema and each.column not in schema:
+                yield Problem(
+                    each.place, f"slice column {each.column!r} is not there{_nearest(each.column, schema)}"
+                )
+            continue
+        if each.name == LATE:
+            yield Problem(
+                each.place, f"tag {LATE!r} is Tidemill's own, for rows of closed windows; choose another"
+            )
+        if each.name in names:
+            yield Problem(each.place, f"tag {each.name!r} is declared twice; rename one")
+        names.add(each.name)
+        yield from _tag(each, schema)
+
+
+def _tag(tag: Tag, schema: Schema) -> Iterator[Problem]:
+    reads = tag.columns()
+    if "_tags" in reads or (tag.name in reads and tag.name not in schema):
+        yield Problem(
+            tag.place, f"tag {tag.name!r} reads tags, perhaps itself; let it read columns of the event"
+        )
+    elif schema:
+        yield from _expression(tag.place, f"tag {tag.name!r}", tag.when, schema, gives=pl.Boolean())
+
+
+def _features(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
+    main = schemas[pipeline.source.topic]
+    for column in pipeline.columns:
+        if main and column not in main:
+            yield Problem(
+                pipeline.place, f"columns name {column!r}, which is not there{_nearest(column, main)}"
+            )
+    names: set[str] = set()
+    for feature in pipeline.features:
+        for name in feature.names():
+            if name in names or name in pipeline.columns:
+                yield Problem(pipeline.place, f"two features are called {name!r}; rename one")
+            names.add(name)
+        yield from _feature(pipeline, feature, main, schemas)
+
+
+def _feature(
+    pipeline: Pipeline, feature: Feature, main: Schema, schemas: Mapping[str, Schema]
+) -> Iterator[Problem]:
+    what = f"feature {feature.names()[0]!r}" if feature.names() else "a feature"
+    schema = schemas.get(feature.source)
+    if schema is None:
+        yield Problem(
+            pipeline.place,
+            f"{what} looks at {feature.source!r}, which is no source of the pipeline; add it to context",
+        )
+        return
+    if isinstance(feature, AsOf):
+        reads = list(feature.columns.values())
+    else:
+        reads = [column for how, column in feature.aggregates.values() if how != "count"]
+    for column in (*feature.by, *reads):
+        if schema and column not in schema:
+            yield Problem(
+                pipeline.place, f"{what}: {feature.source} has no column {column!r}{_nearest(column, schema)}"
+            )
+    for column in feature.by:
+        if main and column not in main:
+            yield Problem(
+                pipeline.place, f"{what}: {pipeline.source.topic} has no column {column!r} to join by"
+            )
+
+
+def _labels(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
+    labels = pipeline.labels
+    if labels is None:
+        return
+    schema = schemas[labels.source.topic]
+    for what, column in (("label", labels.column), ("key", pipeline.source.key)):
+        if schema and column not in schema:
+            yield Problem(
+                labels.place,
+                f"{what} column {column!r} is not in {labels.source.topic}{_nearest(column, schema)}",
+            )
+    dtype = schema.get(labels.column)
+    if dtype is not None and not (dtype.is_numeric() or dtype == pl.Boolean()):
+        yield Problem(
+            labels.place, f"label {labels.column!r} is {dtype}; derive one that is 1 and 0, or true and false"
+        )
+
+
+def _training(pipeline: Pipeline) -> Iterator[Problem]:
+    if pipeline.train_when is not None and pipeline.train is None:
+        yield Problem(
+            pipeline.place,
+            "train_when says when to train, but train does not say what; add train=Training(…)",
+        )
+    if pipeline.train is None:
+        return
+    if pipeline.train_when is None:
+        yield Problem(pipeline.train.place, "train is never asked for; say when by train_when")
+    if pipeline.labels is None:
+        yield Problem(pipeline.train.place, "there is nothing to learn without labels; add labels=Labels(…)")
+    if pipeline.train.data.windows < 1:
+        yield Problem(pipeline.train.data.place, "last(windows=…) must be at least 1")
+    module, _, function = pipeline.train.code.partition(":")
+    yield from _code(pipeline.train.place, module, function)
+
+
+def _code(place: Place, module: str, function: str) -> Iterator[Problem]:
+    """Look for the function in the module's source: importing it would import torch."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        yield Problem(
+            place, f"there is no module {module!r} for the model's code; install it, or correct the name"
+        )
+        return
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    found = {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    found |= {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    if function not in found:
+        yield Problem(place, f"module {module} has no {function!r}{_nearest(function, found)}")
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known)[:12])}"

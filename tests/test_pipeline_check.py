@@ -1,0 +1,176 @@
+"""`tidemill check` finds each mistake before anything runs, names its line, and says what would be right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import InvalidConfiguration
+from streams.check import check, refuse_mistakes
+from streams.load import load_pipeline
+
+GOOD = """\
+import polars as pl
+from schemas.features import AsOf, Trailing
+from schemas.raw import Arrival, Flight, Weather
+from streams.clean import between, dedupe, require
+from streams.pipeline import Labels, Pipeline, Source
+from streams.tag import Slice, Tag
+from streams.training import Training, last
+from streams.trigger import every
+from streams.window import Tumbling
+
+weather = Source("weather.hourly", schema=Weather, event_time="observed", key="origin")
+arrived = Source("flights.arrived", schema=Arrival, event_time="arrived", key="flight_id",
+                 derive={"late_arrival": (pl.col("arr_delay") > 15).cast(pl.Float64)})
+flights = Pipeline(
+    name="flights",
+    source=Source("flights.scheduled", schema=Flight, event_time="scheduled", key="flight_id"),
+    context=[weather],
+    labels=Labels(arrived, column="late_arrival"),
+    clean=[require("carrier"), between("distance", 0, 12_000), dedupe(within="1h")],
+    tag=[Tag("far", pl.col("distance") >= 1_500), Slice("carrier")],
+    columns=["carrier", "distance"],
+    features=[
+        AsOf(source="weather.hourly", by=("origin",), columns={"wind": "wind_speed"}, max_age_ms=7_200_000),
+        Trailing(source="flights.arrived", by=("origin",), over_ms=7_200_000,
+                 aggregates={"delay": ("mean", "arr_delay")}),
+    ],
+    window=Tumbling("1d", lateness="6h"),
+    train_when=every(windows=7),
+    train=Training("trainers.models.flights:train", data=last(windows=30)),
+)
+"""
+
+MISTAKES = [
+    ('require("carrier")', 'require("carier")', "'carier'", "did you mean 'carrier'?"),
+    (
+        'between("distance", 0, 12_000)',
+        'between("distance", 9, 2)',
+        "low end is above the high end",
+        "between",
+    ),
+    ('event_time="scheduled"', 'event_time="schedule"', "event_time='schedule'", "did you mean 'scheduled'?"),
+    ('event_time="scheduled"', 'event_time="carrier"', "must be epoch milliseconds", "String"),
+    ('key="flight_id")', 'key="flightid")', "key='flightid'", "did you mean 'flight_id'?"),
+    (
+        'Source("flights.scheduled"',
+        'Source("flights.schedule"',
+        "not declared",
+        "did you mean 'flights.scheduled'?",
+    ),
+    ("schema=Flight,", "schema=Weather,", "carries Flight, not Weather", "set schema=Flight"),
+    ('Tag("far", pl.col("distance")', 'Tag("far", pl.col("far")', "reads tags, perhaps itself", "'far'"),
+    (
+        'Tag("far", pl.col("distance") >= 1_500)',
+        'Tag("late", pl.col("distance") > 1)',
+        "Tidemill's own",
+        "'late'",
+    ),
+    ('pl.col("distance") >= 1_500', 'pl.col("distance") * 2', "not true or false", "'far'"),
+    ('Slice("carrier")', 'Slice("airline")', "slice column 'airline'", "not there"),
+    ('Tumbling("1d", lateness="6h")', 'Tumbling("6h", lateness="1d")', "longer than the window itself", "6h"),
+    ('Tumbling("1d", lateness="6h")', 'Tumbling("a day")', "is no duration", "write a number"),
+    (
+        'source="weather.hourly", by',
+        'source="weather.daily", by',
+        "no source of the pipeline",
+        "add it to context",
+    ),
+    (
+        '{"wind": "wind_speed"}',
+        '{"wind": "windspeed"}',
+        "no column 'windspeed'",
+        "did you mean 'wind_speed'?",
+    ),
+    ('("mean", "arr_delay")', '("mean", "delay")', "no column 'delay'", "flights.arrived"),
+    (
+        'columns=["carrier", "distance"]',
+        'columns=["carrier", "delay"]',
+        "two features are called 'delay'",
+        "rename",
+    ),
+    ('columns=["carrier", "distance"]', 'columns=["carier"]', "'carier'", "did you mean 'carrier'?"),
+    ('column="late_arrival"', 'column="late"', "label column 'late'", "late_arrival"),
+    (
+        '"late_arrival": (pl.col("arr_delay") > 15)',
+        '"late_arrival": (pl.col("arrdelay") > 15)',
+        "'arrdelay'",
+        "derive",
+    ),
+    (
+        'derive={"late_arrival":',
+        'derive={"carrier": pl.col("air_time"), "late_arrival":',
+        "'carrier'",
+        "rename one",
+    ),
+    ("    train_when=every(windows=7),\n", "", "never asked for", "train_when"),
+    ("flights:train", "flights:trian", "has no 'trian'", "did you mean 'train'?"),
+    (
+        "trainers.models.flights",
+        "trainers.models.fligts",
+        "no module 'trainers.models.fligts'",
+        "correct the name",
+    ),
+    ("last(windows=30)", "last(windows=0)", "at least one window", "0"),
+]
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "pipeline_under_test.py"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_pipeline_has_no_problems(tmp_path: Path) -> None:
+    assert check(str(written(tmp_path, GOOD))) == []
+    assert check("streams.pipelines.flights") == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem", "way_out"), MISTAKES, ids=[m[1][:40] for m in MISTAKES]
+)
+def test_a_mistake_is_named_with_its_line_and_the_way_out(
+    tmp_path: Path, right: str, wrong: str, problem: str, way_out: str
+) -> None:
+    assert right in GOOD
+    text = GOOD.replace(right, wrong, 1)
+    path = written(tmp_path, text)
+    found = check(str(path))
+    matching = [p for p in found if problem in p.text and way_out in f"{p}"]
+    assert matching, [str(p) for p in found]
+    assert matching[0].place.file == str(path)
+    declared = text.splitlines()[matching[0].place.line - 1 :]
+    assert any(word in "\n".join(declared) for word in (wrong.strip(), "Pipeline(", "Training(", "Source("))
+
+
+def test_nothing_starts_on_a_pipeline_with_mistakes(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, GOOD.replace('require("carrier")', 'require("carier")').replace("wind_speed", "wind")
+    )
+    with pytest.raises(InvalidConfiguration, match="cannot run") as caught:
+        refuse_mistakes(load_pipeline(str(path)).pipeline)
+    assert "carier" in str(caught.value)
+    assert "'wind'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def broken(:\n", ":1: "),
+        ("import polars\n\nvalue = 1 / 0\n", ":3: ZeroDivisionError"),
+        ("x = 1\n", "declares no pipeline"),
+        ("import not_there_at_all\n", "not_there_at_all"),
+    ],
+)
+def test_a_file_that_cannot_be_read_as_a_pipeline_is_an_error_of_one_line(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    command = [sys.executable, "-m", "infra.command", "check", str(written(tmp_path, text))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert says in done.stderr.replace("\n", "")
+    assert "Traceback" not in done.stderr
