@@ -157,7 +157,7 @@ def _shared_names(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> Iterator
             if other[0] != dtype:
                 yield Problem(
                     pipeline.sources()[topic].place,
-                    f"column {name!r} is {dtype} here, {other[0]} in {other[1]}; rename one of them in derive",
+                    f"column {name!r} is {dtype} here, {other[0]} in {other[1]}; rename one in derive",
                 )
 
 

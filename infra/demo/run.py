@@ -166,7 +166,11 @@ class Demo:
             if job_id in observer.seen.requested:
                 await self._finish(observer, job_id)
             return
-        window = observer.seen.windows[FIRST_DAY_MS + day * DAY_MS]
+        # Its decision is known, on a topic of its own; the window itself may come a moment later.
+        start_ms = FIRST_DAY_MS + day * DAY_MS
+        window = await self._wait(
+            observer, lambda s: s.windows.get(start_ms), f"the window of day {day}", "worker"
+        )
         january = msgspec.structs.replace(
             own.experiment.training,
             version=window.dataset_version,
