@@ -115,8 +115,10 @@ class ExampleService:
             auto_offset_reset="earliest",
             enable_auto_commit=False,
         )
+        # Without idempotence: such a producer waits for a dead cluster for ever, even when told to stop;
+        # and a repeated answer has the first one's id.
         producer = AIOKafkaProducer(
-            **self._client, enable_idempotence=True, acks="all", max_request_size=_MOST_BYTES
+            **self._client, acks="all", max_request_size=_MOST_BYTES, request_timeout_ms=5_000
         )
         recent: dict[str, None] = {}
         try:
@@ -138,8 +140,7 @@ class ExampleService:
                 if batches:
                     await consumer.commit()
         finally:
-            await consumer.stop()
-            await producer.stop()
+            await asyncio.gather(consumer.stop(), producer.stop(), return_exceptions=True)
 
     def _answers(self, record: ConsumerRecord[Any, Any], recent: dict[str, None]) -> list[Predictions]:
         """The answers of all models that are there. A bad frame is logged and passed by."""

@@ -160,8 +160,9 @@ async def serving(folder: Path, *, port: int = 0) -> AsyncIterator[Store]:
 class Cluster:
     """The cluster as the tests' other side sees it: says model events, hears what services say."""
 
-    def __init__(self, bootstrap_servers: str) -> None:
+    def __init__(self, bootstrap_servers: str, *, from_the_start: bool = False) -> None:
         self.bootstrap_servers = bootstrap_servers
+        self._from_the_start = from_the_start
         self.heard: list[tuple[Envelope, Announcement]] = []
 
     async def __aenter__(self) -> Cluster:
@@ -173,7 +174,8 @@ class Cluster:
         await self._consumer.start()
         heard = [TopicPartition(t.name, 0) for t in (topics.MODELS, topics.PREDICTIONS)]
         self._consumer.assign(heard)
-        await self._consumer.seek_to_end(*heard)
+        seek = self._consumer.seek_to_beginning if self._from_the_start else self._consumer.seek_to_end
+        await seek(*heard)
         for each in heard:
             await self._consumer.position(each)
         return self

@@ -18,6 +18,7 @@ from ..envelope import wrap
 log = logging.getLogger(__name__)
 
 _AGAIN_AFTER_S = 1.0
+_REQUEST_MS = 5_000
 _REMEMBERED = 1000
 
 
@@ -49,14 +50,15 @@ class Announcer:
     async def run(self) -> None:
         """Send, until cancelled."""
         while True:
-            producer = AIOKafkaProducer(**self._client, acks="all")
+            # A producer's end waits for what is unsent as long as a request may take.
+            producer = AIOKafkaProducer(**{"request_timeout_ms": _REQUEST_MS, **self._client}, acks="all")
             try:
                 await producer.start()
                 await self._send_all(producer)
             except Exception as error:
                 log.warning("events of this service wait for the cluster: %s", error)
             finally:
-                await producer.stop()
+                await asyncio.gather(producer.stop(), return_exceptions=True)
             await asyncio.sleep(_AGAIN_AFTER_S)
 
     async def _send_all(self, producer: AIOKafkaProducer) -> None:

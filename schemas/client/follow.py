@@ -129,7 +129,7 @@ class ModelFollower:
             except Exception as error:
                 log.warning("model events cannot be read, trying again in a second: %s", error)
             finally:
-                await consumer.stop()
+                await asyncio.gather(consumer.stop(), return_exceptions=True)
             await asyncio.sleep(1.0)
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
