@@ -30,7 +30,8 @@ def compute(events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], spec: Fea
         The key column, `_time`, `_tags`, and `spec.names()`.
     """
     frame = events.sort(ORDER).with_row_index("_position")
-    answers = [_feature(frame, sources[feature.source], feature) for feature in spec.features]
+    lookup = _Lookup(frame, sources)
+    answers = [_feature(lookup, feature) for feature in spec.features]
     # The key may be a feature too; it stands once.
     own = dict.fromkeys([spec.key, "_time", "_tags", *spec.columns])
     return pl.concat([frame.select(*own), *answers], how="horizontal")
@@ -114,90 +115,103 @@ def _reads(features: Sequence[Feature]) -> dict[str, tuple[int, list[str]]]:
     return reads
 
 
-def _feature(events: pl.DataFrame, source: pl.DataFrame, feature: Feature) -> pl.DataFrame:
-    known = source.drop_nulls(feature.by) if feature.by else source
-    known = known.sort(ORDER)
-    if isinstance(feature, AsOf):
-        return _as_of(events, known, feature)
-    return _trailing(events, known, feature)
+class _Lookup:
+    """The sources, made ready once for all features of one call.
+
+    Each source is sorted once. For each way of grouping it, the row at or before a time is found once for
+    each time that is asked for: the event's own, and the beginnings of the trailing spans.
+    """
+
+    def __init__(self, events: pl.DataFrame, sources: Mapping[str, pl.DataFrame]) -> None:
+        self.events = events
+        self._sources = sources
+        self._sorted: dict[str, pl.DataFrame] = {}
+        self._known: dict[tuple[str, tuple[str, ...]], pl.DataFrame] = {}
+        self._at: dict[tuple[str, tuple[str, ...], int, int | None], pl.Series] = {}
+        self._sums: dict[tuple[str, tuple[str, ...], str], tuple[pl.Series, pl.Series]] = {}
+
+    def known(self, feature: Feature) -> pl.DataFrame:
+        """Rows that the feature may look at, in the order of event time; a null key matches nothing."""
+        key = (feature.source, feature.by)
+        if key not in self._known:
+            if feature.source not in self._sorted:
+                self._sorted[feature.source] = self._sources[feature.source].sort(ORDER)
+            rows = self._sorted[feature.source]
+            self._known[key] = rows.drop_nulls(feature.by) if feature.by else rows
+        return self._known[key]
+
+    def at(self, feature: Feature, *, back_ms: int = 0, tolerance_ms: int | None = None) -> pl.Series:
+        """Position in `known` of the newest row at or before each event's `_time - back_ms`, or null."""
+        key = (feature.source, feature.by, back_ms, tolerance_ms)
+        if key not in self._at:
+            by = list(feature.by)
+            rows = self.known(feature).select("_time", *by).with_row_index("_at")
+            asked = self.events.select(pl.col("_time") - back_ms, *by)
+            self._at[key] = asked.join_asof(
+                rows.with_columns(pl.col("_time").set_sorted()),
+                on="_time",
+                by=by or None,
+                strategy="backward",
+                tolerance=tolerance_ms,
+                check_sortedness=False,
+            ).get_column("_at")
+        return self._at[key]
+
+    def running(self, feature: Feature, column: str) -> tuple[pl.Series, pl.Series]:
+        """Running sum and running count of a column's values within its group, row by row of `known`."""
+        key = (feature.source, feature.by, column)
+        if key not in self._sums:
+            by = list(feature.by)
+            value = pl.col(column)
+            parts = (value.cast(pl.Float64).fill_null(0.0), value.is_not_null().cast(pl.Int64))
+            running = [p.cum_sum().over(by) if by else p.cum_sum() for p in parts]
+            sums = self.known(feature).select(total=running[0], count=running[1])
+            self._sums[key] = (sums.get_column("total"), sums.get_column("count"))
+        return self._sums[key]
 
 
-def _as_of(events: pl.DataFrame, known: pl.DataFrame, feature: AsOf) -> pl.DataFrame:
-    values = known.select(
-        "_time",
-        *feature.by,
-        pl.col("_time").alias("_seen"),
-        **{name: pl.col(column) for name, column in feature.columns.items() if name not in feature.by},
-    )
-    newest = _newest(events, values, feature.by, tolerance_ms=feature.max_age_ms)
-    age = [(pl.col("_time") - pl.col("_seen")).alias(feature.age)] if feature.age else []
-    return newest.select(*feature.columns, *age)
+def _feature(lookup: _Lookup, feature: Feature) -> pl.DataFrame:
+    return _as_of(lookup, feature) if isinstance(feature, AsOf) else _trailing(lookup, feature)
 
 
-def _newest(
-    events: pl.DataFrame, values: pl.DataFrame, by: Sequence[str], *, tolerance_ms: int | None = None
-) -> pl.DataFrame:
-    """The newest row of `values` at or before each event's `_time`; both are sorted by it."""
-    # Events keep only what the join needs: a value may bear the name of an event's own column.
-    left = events.select("_time", *by)
-    return left.join_asof(
-        values.with_columns(pl.col("_time").set_sorted()),
-        on="_time",
-        by=list(by) or None,
-        strategy="backward",
-        tolerance=tolerance_ms,
-        check_sortedness=False,
-    )
+def _as_of(lookup: _Lookup, feature: AsOf) -> pl.DataFrame:
+    known = lookup.known(feature)
+    at = lookup.at(feature, tolerance_ms=feature.max_age_ms)
+    columns = [known.get_column(column).gather(at).alias(name) for name, column in feature.columns.items()]
+    if feature.age:
+        age = lookup.events.get_column("_time") - known.get_column("_time").gather(at)
+        columns.append(age.alias(feature.age))
+    return pl.DataFrame(columns)
 
 
-def _trailing(events: pl.DataFrame, known: pl.DataFrame, feature: Trailing) -> pl.DataFrame:
-    sums = {name: how_column for name, how_column in feature.aggregates.items() if how_column[0] in _BY_SUMS}
-    extremes = {name: rest for name, rest in feature.aggregates.items() if rest[0] not in _BY_SUMS}
-    columns: dict[str, pl.Series] = {}
-    if sums:
-        columns |= _by_running_sums(events, known, feature, sums)
-    for name, (how, column) in extremes.items():
-        columns[name] = _by_rolling(events, known, feature, how, column)
-    return pl.DataFrame({name: columns[name].alias(name) for name in feature.aggregates})
+def _trailing(lookup: _Lookup, feature: Trailing) -> pl.DataFrame:
+    columns = []
+    for name, (how, column) in feature.aggregates.items():
+        if how in _BY_SUMS:
+            values = _by_running_sums(lookup, feature, how, column)
+        else:
+            values = _by_rolling(lookup.events, lookup.known(feature), feature, how, column)
+        columns.append(values.alias(name))
+    return pl.DataFrame(columns)
 
 
 _BY_SUMS = ("mean", "sum", "count")
 
 
-def _by_running_sums(
-    events: pl.DataFrame, known: pl.DataFrame, feature: Trailing, wanted: Mapping[str, tuple[str, str]]
-) -> dict[str, pl.Series]:
-    """Sums over (t - over, t] as the difference of two running sums, found by two as-of joins."""
-    by = list(feature.by)
-    value_columns = list(dict.fromkeys(column for how, column in wanted.values() if how != "count"))
-
-    def running(expression: pl.Expr) -> pl.Expr:
-        total = expression.cum_sum()
-        return total.over(by) if by else total
-
-    totals = known.select(
-        "_time",
-        *by,
-        running(pl.col("_time").is_not_null().cast(pl.Int64)).alias("_rows"),
-        *(running(pl.col(c).cast(pl.Float64).fill_null(0.0)).alias(f"_sum:{c}") for c in value_columns),
-        *(running(pl.col(c).is_not_null().cast(pl.Int64)).alias(f"_count:{c}") for c in value_columns),
-    )
-    now = _newest(events, totals, by)
+def _by_running_sums(lookup: _Lookup, feature: Trailing, how: str, column: str) -> pl.Series:
+    """Over (t - over, t], as the difference of two running sums."""
     # (t - over, t] excludes a row at exactly t - over, so the earlier sum includes it.
-    before = _newest(events.with_columns(pl.col("_time") - feature.over_ms), totals, by)
+    now, before = lookup.at(feature), lookup.at(feature, back_ms=feature.over_ms)
 
-    def between(column: str) -> pl.Series:
-        return now.get_column(column).fill_null(0) - before.get_column(column).fill_null(0)
+    def between(running: pl.Series) -> pl.Series:
+        return running.gather(now).fill_null(0) - running.gather(before).fill_null(0)
 
-    results: dict[str, pl.Series] = {}
-    for name, (how, column) in wanted.items():
-        if how == "count":
-            results[name] = between("_rows")
-            continue
-        count, total = between(f"_count:{column}"), between(f"_sum:{column}")
-        value = total if how == "sum" else total / count
-        results[name] = pl.select(pl.when(count > 0).then(value)).to_series()
-    return results
+    if how == "count":
+        return between(lookup.running(feature, "_time")[1])
+    running_total, running_count = lookup.running(feature, column)
+    count, total = between(running_count), between(running_total)
+    value = total if how == "sum" else total / count
+    return pl.select(pl.when(count > 0).then(value)).to_series()
 
 
 def _by_rolling(
