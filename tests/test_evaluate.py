@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.measures import accuracy, auc, log_loss
 from schemas.job import Gate
 from schemas.model import Scores
-from trainers.evaluate import accuracy, auc, is_constant, log_loss, score
+from trainers.evaluate import is_constant, score
 from trainers.gate import judge
 
 # Few distinct values, so that ties are common.

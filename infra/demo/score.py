@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 
 from infra.demo.flights import DAY_MS, FIRST_DAY_MS, HOUR_MS, flights
+from infra.measures import measures
 from schemas.model import ModelPublished
 from schemas.prediction import Predictions
 
 LATE_MINUTES = 15
 LATENESS_MS = 6 * HOUR_MS
-_TINY = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +31,9 @@ class Score:
 
 
 def score(truth: np.ndarray, chance: np.ndarray) -> Score:
-    """AUC by ranks with ties (Mann and Whitney, 1947), log-loss and accuracy at one half.
-
-    Args:
-        truth: (N,) of 0 and 1.
-        chance: (N,) probabilities.
-    """
-    rows = len(truth)
-    positive = int(truth.sum())
-    if rows == 0:
-        return Score(0, np.nan, np.nan, np.nan)
-    auc = np.nan
-    if 0 < positive < rows:
-        ranks = pl.Series(chance).rank("average").to_numpy()
-        auc = (ranks[truth == 1].sum() - positive * (positive + 1) / 2) / (positive * (rows - positive))
-    sure = np.clip(chance, _TINY, 1 - _TINY)
-    log_loss = -np.mean(truth * np.log(sure) + (1 - truth) * np.log(1 - sure))
-    accuracy = np.mean((chance >= 0.5) == (truth == 1))
-    return Score(rows, float(auc), float(log_loss), float(accuracy))
+    """All measures of (N,) probabilities against (N,) of 0 and 1."""
+    told = {name: np.nan if value is None else value for name, value in measures(truth, chance).items()}
+    return Score(len(truth), **told)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
