@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from infra.measures import auc
 from schemas.tabular import TabularNetwork, calendar
 from trainers.context import TrainingContext
-from trainers.evaluate import auc
 from trainers.models.flights import train
 
 FEATURES = ["carrier", "origin", "dest", "flight", "scheduled", "delay", "visib", "came"]
