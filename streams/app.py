@@ -5,11 +5,12 @@ Settings come from `infra.settings` (file and environment); `worker.pipeline` na
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import faust
 import structlog
+from faust.types import TP
 
 from infra import settings as configuration
 from infra.kafka.connection import Connection, connect_to
@@ -32,10 +33,10 @@ class StreamApp(faust.App):
     worker: StreamWorker
     failure: BaseException | None = None
 
-    async def positions(self, bounds: Mapping[Any, tuple[int, int]]) -> Mapping[Any, int]:
+    async def positions(self, assigned: Set[TP]) -> Mapping[TP, int]:
         """Asked by the frame consumer at each assignment: the ledger's positions."""
         self.worker.consumer = self.consumer  # type: ignore[assignment]  # a FrameConsumer
-        return await self.worker.positions(bounds)
+        return await self.worker.positions(assigned)
 
     def nothing_assigned(self) -> None:
         """Told by the frame consumer: other workers have all partitions."""

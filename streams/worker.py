@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -159,17 +159,16 @@ class StreamWorker:
 
     # ── positions ───────────────────────────────────────────────────────────────────────────────────
 
-    async def positions(self, bounds: Mapping[TP, tuple[int, int]]) -> dict[TP, int]:
+    async def positions(self, assigned: Set[TP]) -> dict[TP, int]:
         """Where reading of newly assigned partitions starts: where the ledger ends.
 
-        Args:
-            bounds: first and end offset that the cluster has, by partition.
-
         Raises:
-            PositionLost: the ledger's position is not within them. Nothing is reset silently.
+            PositionLost: the ledger's position is not within what the cluster has. Nothing is reset silently.
         """
         async with self._ledger_lock:
             await asyncio.to_thread(self._ledger.refresh)
+            # Asked after the ledger: another worker may be moving on, and the end must not be the older.
+            bounds = await self.consumer.bounds(set(assigned))
             starts: dict[TP, int] = {}
             self._expected.clear()
             for tp, (first, end) in bounds.items():

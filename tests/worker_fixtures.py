@@ -12,14 +12,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
+import psutil
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment as MemberAssignment
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.structs import TopicPartition
 
 from infra.dataset import Dataset, DatasetUnreadable, open_table
@@ -30,7 +34,7 @@ from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from schemas import topics
 from schemas.dead_letter import DeadLetter
-from schemas.envelope import Envelope, open_record, unwrap_as
+from schemas.envelope import ARROW_STREAM, Envelope, open_record, unwrap_as
 from schemas.topics import WATERMARK_HEADER
 
 T = TypeVar("T")
@@ -102,6 +106,10 @@ class Sent:
     headers: tuple[tuple[str, bytes | None], ...] = ()
     kind: str = "event"
 
+    def is_flight(self) -> bool:
+        """Whether it is an event of the main source."""
+        return self.kind == "event" and self.topic == topics.FLIGHTS_SCHEDULED.name
+
 
 @cache
 def _known() -> pl.DataFrame:
@@ -146,7 +154,13 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.broker.stop()
 
-    async def push_slowly(self, records: Sequence[Sent], *, per_s: float = float("inf")) -> None:
+    async def push_slowly(
+        self,
+        records: Sequence[Sent],
+        *,
+        per_s: float = float("inf"),
+        begun: Callable[[], object] = lambda: None,
+    ) -> None:
         """Push in order, at most so many a second; waits out a broker that is away."""
         producer = AIOKafkaProducer(
             # Longer than any outage that a test makes: the client's own retries wait it out.
@@ -154,16 +168,16 @@ class Cluster:
             enable_idempotence=True,
             linger_ms=5,
         )
-        await producer.start()
-        began, sent = time.monotonic(), 0
         try:
+            await producer.start()
+            began = time.monotonic()
             pending: list[tuple[Sent, asyncio.Future]] = []
-            for each in records:
+            for sent, each in enumerate(records, start=1):
                 future = await producer.send(
                     each.topic, each.value, key=each.key, partition=each.partition, headers=list(each.headers)
                 )
                 pending.append((each, future))
-                sent += 1
+                begun()
                 ahead_s = sent / per_s - (time.monotonic() - began)
                 if ahead_s > 0.02:
                     await asyncio.sleep(ahead_s)
@@ -177,8 +191,13 @@ class Cluster:
         asyncio.run(self.push_slowly(records))
 
     def pushing(self, records: Sequence[Sent], *, per_s: float) -> threading.Thread:
-        """Push in the background, at a pace."""
-        return started(lambda: self.push_slowly(records, per_s=per_s))
+        """Push in the background, at a pace; gives the thread once the first is on its way."""
+        begun = threading.Event()
+        work = self.push_slowly(records, per_s=per_s, begun=begun.set)
+        thread = threading.Thread(target=lambda: asyncio.run(work), daemon=True)
+        thread.start()
+        assert begun.wait(30), "the broker takes nothing"
+        return thread
 
     def ends(self) -> dict[tuple[str, int], int]:
         """Where each partition ends, by what was pushed."""
@@ -186,6 +205,11 @@ class Cluster:
         for topic, partition, offset in self.pushed:
             ends[topic, partition] = max(ends[topic, partition], offset + 1)
         return dict(ends)
+
+    def days(self) -> list[int]:
+        """Starts of the days, in New York's winter, that have flights: the windows that must close."""
+        scheduled = [json.loads(s.value or b"")["scheduled"] for s in self.pushed.values() if s.is_flight()]
+        return sorted({(t - FIRST_DAY_MS) // DAY_MS * DAY_MS + FIRST_DAY_MS for t in scheduled})
 
     def read(self, *names: str, pipeline: str | None = None) -> list[tuple[str, Envelope]]:
         """All announcements on these topics, in order by topic."""
@@ -214,6 +238,43 @@ class Cluster:
             await consumer.stop()
         return found
 
+    def shares(self, group: str) -> dict[str, int]:
+        """How many partitions each member of a group has, by its static id; only those that have some."""
+
+        async def ask() -> dict[str, int]:
+            consumer = AIOKafkaAdminClient(**self.connection.client_arguments())
+            await consumer.start()
+            try:
+                (found,) = await consumer.describe_consumer_groups([group])
+                members = found.groups[0][5]
+            except GroupCoordinatorNotAvailableError:
+                return {}  # the broker's first group: it is still making the topic for it
+            finally:
+                await consumer.close()
+            shares: dict[str, int] = {}
+            for member in members:
+                assignment = MemberAssignment.decode(member[-1]).assignment if member[-1] else ()
+                shares[member[0]] = sum(len(partitions) for _, partitions in assignment)
+            return {member: count for member, count in shares.items() if count}
+
+        return asyncio.run(ask())
+
+    def make_anew(self, topic: topics.Topic) -> None:
+        """Delete a topic and create it again, empty."""
+
+        async def do() -> None:
+            admin = AIOKafkaAdminClient(**self.connection.client_arguments())
+            await admin.start()
+            try:
+                await admin.delete_topics([topic.name])
+                while topic.name in await admin.list_topics():  # noqa: ASYNC110  (the broker's to say)
+                    await asyncio.sleep(0.05)
+            finally:
+                await admin.close()
+            await ensure([topic], self.connection)
+
+        asyncio.run(do())
+
     def committed_offsets(self, group: str) -> dict[tuple[str, int], int]:
         """Kafka's own committed offsets of a group, as lag tools see them."""
 
@@ -232,10 +293,54 @@ class Cluster:
         return asyncio.run(ask())
 
 
-def started(work: Callable[[], Coroutine[Any, Any, None]]) -> threading.Thread:
-    thread = threading.Thread(target=lambda: asyncio.run(work()), daemon=True)
-    thread.start()
-    return thread
+CRASHER = """
+import os, signal, sys
+
+from faust.cli.faust import cli
+
+import streams.ledger, streams.outbox
+
+where, number, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+calls = 0
+
+
+def strike():
+    global calls
+    calls += 1
+    if calls == number:
+        os.kill(os.getpid(), getattr(signal, what))
+
+
+def around(owner, name, before):
+    real = getattr(owner, name)
+
+    def synchronous(self, *arguments, **named):
+        if before:
+            strike()
+        result = real(self, *arguments, **named)
+        if not before:
+            strike()
+        return result
+
+    async def awaited(self, *arguments, **named):
+        if before:
+            strike()
+        result = await real(self, *arguments, **named)
+        if not before:
+            strike()
+        return result
+
+    setattr(owner, name, awaited if name in ("send", "publish") else synchronous)
+
+
+if where == "announcing":
+    from aiokafka import AIOKafkaProducer
+
+    around(AIOKafkaProducer, "send", False)
+else:
+    around(streams.ledger.Ledger, "commit", where == "before a commit")
+cli(["-A", "streams.app", "worker", "--without-web"])
+"""
 
 
 @dataclass
@@ -253,7 +358,13 @@ class Worker:
     def log_file(self) -> Path:
         return self.home / f"worker-{self.member}.log"
 
-    def start(self) -> Worker:
+    def start(self, strike: tuple[str, int, str] | None = None) -> Worker:
+        """Start it.
+
+        Args:
+            strike: where it strikes itself, at which time it comes there, and by which signal: such as
+                ("after a commit", 2, "SIGKILL"). The instant is exact, where a kill from outside is not.
+        """
         self.home.mkdir(parents=True, exist_ok=True)
         file = self.home / f"{self.pipeline.replace('-', '_')}.py"
         if not file.exists():
@@ -280,6 +391,9 @@ class Worker:
             "info",
             "--without-web",
         ]
+        if strike is not None:
+            where, number, what = strike
+            command = [sys.executable, "-c", CRASHER, where, str(number), what]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env={**os.environ, **named}, stdout=log, stderr=subprocess.STDOUT
@@ -322,10 +436,24 @@ class Worker:
             raise AssertionError(f"the worker ended with {self.process.returncode}: {self.log_tail()}")
         return True
 
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        assert self.process is not None
+        return self.process.poll() is not None
+
+    def is_frozen(self) -> bool:
+        """Whether it was stopped by a signal."""
+        assert self.process is not None
+        return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+
     def __enter__(self) -> Worker:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Whatever became of it, it is gone."""
         if self.process is not None and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGCONT)
@@ -372,9 +500,10 @@ class Outcome:
     def announced(self) -> list[tuple[str, Envelope]]:
         return self.cluster.read(*(t.name for t in ANNOUNCED), pipeline=self.pipeline)
 
-    def windows_closed(self) -> int:
+    def closed_all(self) -> bool:
+        """Whether the window of every day that was pushed is closed."""
         said = self.cluster.read(topics.WINDOWS.name, pipeline=self.pipeline)
-        return len({e.id for _, e in said if e.id.endswith("/closed")})
+        return len({e.id for _, e in said if e.id.endswith("/closed")}) >= len(self.cluster.days())
 
     def rows(self) -> pl.DataFrame:
         """All rows of all sources."""
@@ -433,13 +562,20 @@ def assert_exactly_once(outcome: Outcome) -> None:
     )
 
 
-def assert_announced_whole(outcome: Outcome, *, days: int) -> None:
+def same_announcement(one: Envelope, other: Envelope) -> bool:
+    """Whether both say the same; of the same rows Arrow may write other bytes."""
+    if one.content_type != ARROW_STREAM:
+        return one == other
+    rows, others = pl.read_ipc_stream(one.data), pl.read_ipc_stream(other.data)
+    return rows.equals(others) and replace(one, data=b"") == replace(other, data=b"")
+
+
+def assert_announced_whole(outcome: Outcome) -> None:
     """Every window and every feature row is announced; an id that comes twice says the same twice."""
     by_id: dict[str, tuple[str, Envelope]] = {}
     for topic, envelope in outcome.announced():
         if envelope.id in by_id:
-            first = by_id[envelope.id][1]
-            assert (first.data, first.type, first.time_ms) == (envelope.data, envelope.type, envelope.time_ms)
+            assert same_announcement(by_id[envelope.id][1], envelope), f"{envelope.id} says two things"
         by_id.setdefault(envelope.id, (topic, envelope))
     closed = {
         said["window"]["start_ms"]: said
@@ -447,7 +583,7 @@ def assert_announced_whole(outcome: Outcome, *, days: int) -> None:
         if topic == topics.WINDOWS.name and e.type.endswith("closed.v1") and (said := json.loads(e.data))
     }
     rows = outcome.rows().filter(pl.col("_source") == topics.FLIGHTS_SCHEDULED.name)
-    starts = [FIRST_DAY_MS + day * DAY_MS for day in range(days)]
+    starts = outcome.cluster.days()
     assert sorted(closed) == starts
     for start_ms in starts:
         in_window = rows.filter(pl.col("_time").is_between(start_ms, start_ms + DAY_MS, closed="left"))

@@ -7,7 +7,7 @@ replaced: positions are asked of the ledger, and Kafka's committed offsets only 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any
 
 from faust.transport.drivers.aiokafka import Consumer
@@ -17,8 +17,8 @@ from faust.types.tuples import ConsumerMessage
 from streams.transport.fetch import FrameFetchThread
 from streams.transport.frame import Frame
 
-Positions = Callable[[Mapping[TP, tuple[int, int]]], Awaitable[Mapping[TP, int]]]
-"""From the broker's (first, end) offsets of newly assigned partitions to where reading starts."""
+Positions = Callable[[Set[TP]], Awaitable[Mapping[TP, int]]]
+"""Where reading of newly assigned partitions starts."""
 
 
 class _NothingRead(defaultdict):
@@ -77,9 +77,8 @@ class FrameConsumer(Consumer):
             return
         self._durable = {tp: n for tp, n in self._durable.items() if tp in assigned}
         thread: FrameFetchThread = self._thread  # type: ignore[assignment]
-        bounds = await thread.bounds(assigned)
         decide: Positions = self.app.positions  # type: ignore[attr-defined]
-        await thread.seek_all(await decide(bounds))
+        await thread.seek_all(await decide(assigned))
 
     async def bounds(self, partitions: set[TP]) -> dict[TP, tuple[int, int]]:
         """First and end offset of each partition, as the broker has them now."""

@@ -68,6 +68,16 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             **credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
         )
 
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Until they are sought anew, nothing is read of any partition."""
+        self.next_offsets.clear()
+        await super().on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """See `on_partitions_revoked`."""
+        self.next_offsets.clear()
+        await super().on_partitions_assigned(assigned, generation_id)
+
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """Kafka's committed offsets decide nothing here: where they cannot be written, nothing ends."""
         consumer = self._ensure_consumer()
@@ -115,22 +125,26 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             return {}
         with fetcher._subscriptions.fetch_context():
             drained = await _drain(fetcher, wanted, timeout or 0.0)
-        for tp, frames in drained.items():
-            for frame in frames:
-                self._note(tp, frame)
-        return drained
+        return {tp: frames for tp, frames in drained.items() if self._goes_on(tp, frames)}
 
-    def _note(self, tp: TP, frame: Frame) -> None:
-        """Where reading goes on; raises where it did not go on from where it stood."""
-        at = self.next_offsets.get(tp)
-        if at is not None and frame.first != at:
-            # The fetcher found nothing at its position and went to the topic's beginning.
-            raise PositionLost(
-                f"{tp.topic}/{tp.partition}: reading stood at offset {at} and was thrown to {frame.first}: "
-                "the records there expired unread, or the topic was made anew; give the pipeline a new "
-                "name to begin with what is there"
-            )
-        self.next_offsets[tp] = frame.next
+    def _goes_on(self, tp: TP, frames: list[Frame]) -> bool:
+        """Whether these frames are where reading stood; what comes before the first seek is nobody's.
+
+        Raises:
+            PositionLost: reading stood elsewhere: the fetcher found nothing there and went to the beginning.
+        """
+        for frame in frames:
+            at = self.next_offsets.get(tp)
+            if at is None:
+                return False
+            if frame.first != at:
+                raise PositionLost(
+                    f"{tp.topic}/{tp.partition}: reading stood at offset {at} and was thrown to "
+                    f"{frame.first}: the records there expired unread, or the topic was made anew; "
+                    "give the pipeline a new name to begin with what is there"
+                )
+            self.next_offsets[tp] = frame.next
+        return True
 
 
 async def _drain(fetcher: Fetcher, wanted: frozenset[TP], timeout_s: float) -> dict[TP, list[Frame]]:
