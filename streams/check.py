@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,9 +16,11 @@ import polars as pl
 from schemas import topics
 from schemas.errors import InvalidConfiguration
 from schemas.features import AsOf, Feature
-from streams.clean import Cleaning, Rule
+from streams import trial
+from streams.clean import Cleaning, Dedupe, Rule
 from streams.columns import schema_of
 from streams.declared import InvalidPipeline, Place
+from streams.duration import to_ms
 from streams.load import load_pipeline
 from streams.pipeline import Pipeline, Source
 from streams.tag import LATE, Slice, Tag
@@ -64,6 +67,7 @@ def refuse_mistakes(pipeline: Pipeline) -> None:
 def problems(pipeline: Pipeline) -> Iterator[Problem]:
     """All mistakes of a declared pipeline."""
     schemas: dict[str, Schema] = {}
+    yield from _names(pipeline)
     for source in pipeline.sources().values():
         found = list(_source(pipeline, source))
         yield from found
@@ -73,6 +77,36 @@ def problems(pipeline: Pipeline) -> Iterator[Problem]:
     yield from _features(pipeline, schemas)
     yield from _labels(pipeline, schemas)
     yield from _training(pipeline)
+    if all(schemas.values()) and (wrong := _features_fail(pipeline, schemas)):
+        yield Problem(pipeline.place, wrong)
+
+
+def _names(pipeline: Pipeline) -> Iterator[Problem]:
+    """What must be one of its kind, and what Kafka and files can be named by."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", pipeline.name):
+        yield Problem(
+            pipeline.place,
+            f"name={pipeline.name!r} names a folder, a group and events; write lower-case letters, digits, - _ .",
+        )
+    labels = [pipeline.labels.source] if pipeline.labels else []
+    declared: set[str] = set()
+    for source in (pipeline.source, *pipeline.context, *labels):
+        if source.topic in declared:
+            yield Problem(source.place, f"source {source.topic!r} is declared twice; use one Source for both")
+        declared.add(source.topic)
+        twice = [r for r in pipeline.rules(source.topic) if isinstance(r, Dedupe)][1:]
+        for each in twice:
+            yield Problem(each.place, f"{source.topic} is deduped twice; keep the rule with the longer span")
+
+
+def _features_fail(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> str | None:
+    spec = pipeline.spec()
+    if not all(f.source in schemas for f in spec.features):
+        return None  # said already
+    wrong = trial.of_features(spec, schemas)
+    return (
+        f"the features cannot be computed: {wrong}; the two sides of a join need one type" if wrong else None
+    )
 
 
 def _source(pipeline: Pipeline, source: Source) -> Iterator[Problem]:
@@ -105,6 +139,12 @@ def _source(pipeline: Pipeline, source: Source) -> Iterator[Problem]:
             source.place,
             f"event_time={source.event_time!r} is {raw[source.event_time]}; it must be epoch milliseconds",
         )
+    for name in raw:
+        if name.startswith("_"):
+            yield Problem(
+                source.place, f"field {name!r} begins with _, which Tidemill keeps for itself; rename it"
+            )
+    yield from _spans(source)
     for rule in pipeline.rules(source.topic):
         yield from _rule(rule, {**raw, "_time": pl.Int64()})
     for name, expression in source.derive.items():
@@ -113,6 +153,14 @@ def _source(pipeline: Pipeline, source: Source) -> Iterator[Problem]:
             yield Problem(
                 source.place, f"derived column {name!r} begins with _, which Tidemill keeps for itself"
             )
+
+
+def _spans(source: Source) -> Iterator[Problem]:
+    for name in ("disorder_ms", "future_ms"):
+        try:
+            getattr(source, name)
+        except InvalidPipeline as error:
+            yield Problem(source.place, f"{name.removesuffix('_ms')}: {error.problem}")
 
 
 def _rule(rule: Cleaning, schema: Schema) -> Iterator[Problem]:
@@ -130,13 +178,17 @@ def _expression(
         )
         return
     try:
-        got = pl.DataFrame(schema=dict(schema)).select(expression.alias("out")).schema["out"]
+        got = trial.type_of(expression, schema)
     except pl.exceptions.PolarsError as error:
         first = str(error).splitlines()[0]
         yield Problem(place, f"{what} cannot be computed on these columns: {first}")
         return
     if gives is not None and got != gives:
         yield Problem(place, f"{what} gives {got}, not true or false; compare it with something")
+    if trial.looks_at_other_rows(expression, schema):
+        yield Problem(
+            place, f"{what} looks at other rows than its own, and they come in any batches; use the row alone"
+        )
 
 
 def _schema(source: Source) -> Schema:
@@ -202,6 +254,14 @@ def _features(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> Iterator[Pro
         for name in feature.names():
             if name in names or name in pipeline.columns:
                 yield Problem(pipeline.place, f"two features are called {name!r}; rename one")
+            if name.startswith("_") or name in (
+                pipeline.source.key,
+                pipeline.labels and pipeline.labels.column,
+            ):
+                yield Problem(
+                    pipeline.place,
+                    f"feature {name!r} has the name of a key, a label or a meta column; rename it",
+                )
             names.add(name)
         yield from _feature(pipeline, feature, main, schemas)
 
@@ -221,6 +281,12 @@ def _feature(
         reads = list(feature.columns.values())
     else:
         reads = [column for how, column in feature.aggregates.values() if how != "count"]
+        for column in reads:
+            dtype = schema.get(column)
+            if dtype is not None and not dtype.is_numeric():
+                yield Problem(
+                    pipeline.place, f"{what}: {column!r} is {dtype}; only numbers can be aggregated"
+                )
     for column in (*feature.by, *reads):
         if schema and column not in schema:
             yield Problem(
@@ -244,6 +310,10 @@ def _labels(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> Iterator[Probl
                 labels.place,
                 f"{what} column {column!r} is not in {labels.source.topic}{_nearest(column, schema)}",
             )
+    try:
+        to_ms(labels.within)
+    except InvalidPipeline as error:
+        yield Problem(labels.place, f"within: {error.problem}")
     dtype = schema.get(labels.column)
     if dtype is not None and not (dtype.is_numeric() or dtype == pl.Boolean()):
         yield Problem(
@@ -265,6 +335,8 @@ def _training(pipeline: Pipeline) -> Iterator[Problem]:
         yield Problem(pipeline.train.place, "there is nothing to learn without labels; add labels=Labels(…)")
     if pipeline.train.data.windows < 1:
         yield Problem(pipeline.train.data.place, "last(windows=…) must be at least 1")
+    if pipeline.publish_when.windows < 1:
+        yield Problem(pipeline.place, "publish_when judges over windows=0; at least the newest is needed")
     module, _, function = pipeline.train.code.partition(":")
     yield from _code(pipeline.train.place, module, function)
 
@@ -291,6 +363,13 @@ def _code(place: Place, module: str, function: str) -> Iterator[Problem]:
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
+    }
+    found |= {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
     }
     if function not in found:
         yield Problem(place, f"module {module} has no {function!r}{_nearest(function, found)}")

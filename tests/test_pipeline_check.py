@@ -16,7 +16,7 @@ GOOD = """\
 import polars as pl
 from schemas.features import AsOf, Trailing
 from schemas.raw import Arrival, Flight, Weather
-from streams.clean import between, dedupe, require
+from streams.clean import between, dedupe, require, rule
 from streams.pipeline import Labels, Pipeline, Source
 from streams.tag import Slice, Tag
 from streams.training import Training, last
@@ -116,6 +116,44 @@ MISTAKES = [
         "correct the name",
     ),
     ("last(windows=30)", "last(windows=0)", "at least one window", "0"),
+    ('name="flights"', 'name="my flights"', "names a folder", "lower-case letters"),
+    ("context=[weather]", "context=[weather, weather]", "declared twice", "use one Source"),
+    ('dedupe(within="1h")]', 'dedupe(within="1h"), dedupe(within="2h")]', "deduped twice", "longer span"),
+    ('key="flight_id")', 'key="flight_id", disorder="soon")', "disorder", "is no duration"),
+    ('column="late_arrival")', 'column="late_arrival", within="2 days")', "within", "is no duration"),
+    (
+        'between("distance", 0, 12_000)',
+        'rule("near", pl.col("distance") < pl.col("distance").mean())',
+        "looks at other rows",
+        "use the row alone",
+    ),
+    (
+        '"late_arrival": (pl.col("arr_delay") > 15)',
+        '"late_arrival": (pl.col("arr_delay").shift(1) > 15)',
+        "looks at other rows",
+        "derive 'late_arrival'",
+    ),
+    (
+        'pl.col("distance") >= 1_500',
+        'pl.col("distance").str.len_chars() > 2',
+        "cannot be computed on these columns",
+        "tag 'far'",
+    ),
+    ('("mean", "arr_delay")', '("mean", "carrier")', "only numbers can be aggregated", "'carrier'"),
+    ('{"wind": "wind_speed"}', '{"flight_id": "wind_speed"}', "name of a key", "rename it"),
+    ('{"wind": "wind_speed"}', '{"late_arrival": "wind_speed"}', "a label", "rename it"),
+    (
+        'by=("origin",), columns',
+        'by=("distance",), columns',
+        "weather.hourly has no column 'distance'",
+        "feature 'wind'",
+    ),
+    (
+        'key="origin")',
+        'key="origin", derive={"distance": pl.col("origin")})',
+        "column 'distance' is String",
+        "rename one",
+    ),
 ]
 
 
