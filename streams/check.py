@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from schemas import topics
 from schemas.errors import InvalidConfiguration
-from schemas.features import AsOf, Feature
 from streams import trial
+from streams.check_features import features, labels
+from streams.check_training import training
 from streams.clean import Cleaning, Dedupe, Rule
 from streams.columns import schema_of
-from streams.declared import InvalidPipeline, Place
-from streams.duration import to_ms
+from streams.declared import InvalidPipeline, Place, Problem, nearest
 from streams.load import load_pipeline
 from streams.pipeline import Pipeline, Source
 from streams.tag import LATE, Slice, Tag
 
 Schema = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One mistake, where it stands, and what would be right."""
-
-    place: Place
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
 
 
 def check(named: str) -> list[Problem]:
@@ -74,11 +58,9 @@ def problems(pipeline: Pipeline) -> Iterator[Problem]:
         schemas[source.topic] = _schema(source)
     yield from _shared_names(pipeline, schemas)
     yield from _tags(pipeline, schemas[pipeline.source.topic])
-    yield from _features(pipeline, schemas)
-    yield from _labels(pipeline, schemas)
-    yield from _training(pipeline)
-    if all(schemas.values()) and (wrong := _features_fail(pipeline, schemas)):
-        yield Problem(pipeline.place, wrong)
+    yield from features(pipeline, schemas)
+    yield from labels(pipeline, schemas)
+    yield from training(pipeline)
 
 
 def _names(pipeline: Pipeline) -> Iterator[Problem]:
@@ -86,7 +68,7 @@ def _names(pipeline: Pipeline) -> Iterator[Problem]:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", pipeline.name):
         yield Problem(
             pipeline.place,
-            f"name={pipeline.name!r} names a folder, a group and events; write lower-case letters, digits, - _ .",
+            f"name={pipeline.name!r} names a folder and events; write lower-case letters, digits, - _ .",
         )
     labels = [pipeline.labels.source] if pipeline.labels else []
     declared: set[str] = set()
@@ -99,23 +81,13 @@ def _names(pipeline: Pipeline) -> Iterator[Problem]:
             yield Problem(each.place, f"{source.topic} is deduped twice; keep the rule with the longer span")
 
 
-def _features_fail(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> str | None:
-    spec = pipeline.spec()
-    if not all(f.source in schemas for f in spec.features):
-        return None  # said already
-    wrong = trial.of_features(spec, schemas)
-    return (
-        f"the features cannot be computed: {wrong}; the two sides of a join need one type" if wrong else None
-    )
-
-
 def _source(pipeline: Pipeline, source: Source) -> Iterator[Problem]:
     declared = next((t for t in topics.TOPICS if t.name == source.topic), None)
     if declared is None:
         known = [t.name for t in topics.TOPICS]
         yield Problem(
             source.place,
-            f"topic {source.topic!r} is not declared in schemas/topics.py{_nearest(source.topic, known)}",
+            f"topic {source.topic!r} is not declared in schemas/topics.py{nearest(source.topic, known)}",
         )
     elif source.schema not in declared.contracts:
         right = ", ".join(c.__name__ for c in declared.contracts)
@@ -132,7 +104,7 @@ def _source(pipeline: Pipeline, source: Source) -> Iterator[Problem]:
         if column not in raw:
             yield Problem(
                 source.place,
-                f"{what}={column!r} is no column of {source.schema.__name__}{_nearest(column, raw)}",
+                f"{what}={column!r} is no column of {source.schema.__name__}{nearest(column, raw)}",
             )
     if raw.get(source.event_time, pl.Int64()) != pl.Int64():
         yield Problem(
@@ -174,7 +146,7 @@ def _expression(
     unknown = [c for c in expression.meta.root_names() if c not in schema]
     if unknown:
         yield Problem(
-            place, f"{what} reads column {unknown[0]!r}, which is not there{_nearest(unknown[0], schema)}"
+            place, f"{what} reads column {unknown[0]!r}, which is not there{nearest(unknown[0], schema)}"
         )
         return
     try:
@@ -219,7 +191,7 @@ def _tags(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
         if isinstance(each, Slice):
             if schema and each.column not in schema:
                 yield Problem(
-                    each.place, f"slice column {each.column!r} is not there{_nearest(each.column, schema)}"
+                    each.place, f"slice column {each.column!r} is not there{nearest(each.column, schema)}"
                 )
             continue
         if each.name == LATE:
@@ -240,141 +212,3 @@ def _tag(tag: Tag, schema: Schema) -> Iterator[Problem]:
         )
     elif schema:
         yield from _expression(tag.place, f"tag {tag.name!r}", tag.when, schema, gives=pl.Boolean())
-
-
-def _features(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
-    main = schemas[pipeline.source.topic]
-    for column in pipeline.columns:
-        if main and column not in main:
-            yield Problem(
-                pipeline.place, f"columns name {column!r}, which is not there{_nearest(column, main)}"
-            )
-    names: set[str] = set()
-    for feature in pipeline.features:
-        for name in feature.names():
-            if name in names or name in pipeline.columns:
-                yield Problem(pipeline.place, f"two features are called {name!r}; rename one")
-            if name.startswith("_") or name in (
-                pipeline.source.key,
-                pipeline.labels and pipeline.labels.column,
-            ):
-                yield Problem(
-                    pipeline.place,
-                    f"feature {name!r} has the name of a key, a label or a meta column; rename it",
-                )
-            names.add(name)
-        yield from _feature(pipeline, feature, main, schemas)
-
-
-def _feature(
-    pipeline: Pipeline, feature: Feature, main: Schema, schemas: Mapping[str, Schema]
-) -> Iterator[Problem]:
-    what = f"feature {feature.names()[0]!r}" if feature.names() else "a feature"
-    schema = schemas.get(feature.source)
-    if schema is None:
-        yield Problem(
-            pipeline.place,
-            f"{what} looks at {feature.source!r}, which is no source of the pipeline; add it to context",
-        )
-        return
-    if isinstance(feature, AsOf):
-        reads = list(feature.columns.values())
-    else:
-        reads = [column for how, column in feature.aggregates.values() if how != "count"]
-        for column in reads:
-            dtype = schema.get(column)
-            if dtype is not None and not dtype.is_numeric():
-                yield Problem(
-                    pipeline.place, f"{what}: {column!r} is {dtype}; only numbers can be aggregated"
-                )
-    for column in (*feature.by, *reads):
-        if schema and column not in schema:
-            yield Problem(
-                pipeline.place, f"{what}: {feature.source} has no column {column!r}{_nearest(column, schema)}"
-            )
-    for column in feature.by:
-        if main and column not in main:
-            yield Problem(
-                pipeline.place, f"{what}: {pipeline.source.topic} has no column {column!r} to join by"
-            )
-
-
-def _labels(pipeline: Pipeline, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
-    labels = pipeline.labels
-    if labels is None:
-        return
-    schema = schemas[labels.source.topic]
-    for what, column in (("label", labels.column), ("key", pipeline.source.key)):
-        if schema and column not in schema:
-            yield Problem(
-                labels.place,
-                f"{what} column {column!r} is not in {labels.source.topic}{_nearest(column, schema)}",
-            )
-    try:
-        to_ms(labels.within)
-    except InvalidPipeline as error:
-        yield Problem(labels.place, f"within: {error.problem}")
-    dtype = schema.get(labels.column)
-    if dtype is not None and not (dtype.is_numeric() or dtype == pl.Boolean()):
-        yield Problem(
-            labels.place, f"label {labels.column!r} is {dtype}; derive one that is 1 and 0, or true and false"
-        )
-
-
-def _training(pipeline: Pipeline) -> Iterator[Problem]:
-    if pipeline.train_when is not None and pipeline.train is None:
-        yield Problem(
-            pipeline.place,
-            "train_when says when to train, but train does not say what; add train=Training(…)",
-        )
-    if pipeline.train is None:
-        return
-    if pipeline.train_when is None:
-        yield Problem(pipeline.train.place, "train is never asked for; say when by train_when")
-    if pipeline.labels is None:
-        yield Problem(pipeline.train.place, "there is nothing to learn without labels; add labels=Labels(…)")
-    if pipeline.train.data.windows < 1:
-        yield Problem(pipeline.train.data.place, "last(windows=…) must be at least 1")
-    if pipeline.publish_when.windows < 1:
-        yield Problem(pipeline.place, "publish_when judges over windows=0; at least the newest is needed")
-    module, _, function = pipeline.train.code.partition(":")
-    yield from _code(pipeline.train.place, module, function)
-
-
-def _code(place: Place, module: str, function: str) -> Iterator[Problem]:
-    """Look for the function in the module's source: importing it would import torch."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        yield Problem(
-            place, f"there is no module {module!r} for the model's code; install it, or correct the name"
-        )
-        return
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    found = {
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    }
-    found |= {
-        alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    found |= {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    if function not in found:
-        yield Problem(place, f"module {module} has no {function!r}{_nearest(function, found)}")
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known)[:12])}"

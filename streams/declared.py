@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from schemas.errors import InvalidConfiguration
 
@@ -40,3 +42,20 @@ def here() -> Place:
             break
         frame = frame.f_back
     return Place(frame.f_code.co_filename, frame.f_lineno)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake, where it stands, and what would be right."""
+
+    place: Place
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the name that may have been meant, to stand behind an error."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known)[:12])}"

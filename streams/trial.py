@@ -1,4 +1,4 @@
-"""What only trying shows: an engineer's expressions and features run on frames without, or with a few made-up, rows."""
+"""What only trying shows: expressions and features are run on frames of no rows, or of a few made up."""
 
 from __future__ import annotations
 
