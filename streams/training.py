@@ -135,7 +135,10 @@ def job_for(
 
 def job_id(model: str, end_ms: int) -> str:
     """Readable and the same for the same window: `flights-20130128T0500`."""
-    end = datetime.fromtimestamp(end_ms / 1000, UTC)
+    try:
+        end = datetime.fromtimestamp(end_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{model}-{end_ms}ms"  # a time that no calendar has, from an event with a wrong one
     exact = "" if end.second == 0 and end.microsecond == 0 else end.strftime("%S") + f"{end_ms % 1000:03d}"
     return f"{model}-{end:%Y%m%dT%H%M}{exact}"
 

@@ -336,7 +336,8 @@ class StreamWorker:
         letters = [
             Announced(
                 topics.DEAD_LETTERS.name,
-                wrap(letter, source=f"/tidemill/{self.pipeline.name}", time_ms=self._now_ms()),
+                # By the record's own time: whoever refuses it again says the very same.
+                wrap(letter, source=f"/tidemill/{self.pipeline.name}", time_ms=max(letter.timestamp_ms, 0)),
             )
             for letter in prepared.dead_letters
         ]

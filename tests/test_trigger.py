@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.decision import Evaluation
 from schemas.window import Summary, Window, WindowClosed
+from streams.training import job_id
 from streams.trigger import (
     Condition,
     History,
@@ -133,3 +135,10 @@ def test_a_history_replayed_from_its_decisions_goes_on_as_if_never_interrupted(
     for index, window in enumerate(windows[:cut]):
         history = history.after(window, yes=index in whole)
     assert [cut + index for index in run(condition, windows[cut:], history)] == [i for i in whole if i >= cut]
+
+
+@pytest.mark.parametrize("end_ms", [-(2**53), 2**53, 0, 1_359_349_200_000, 1_359_349_200_001])
+def test_a_window_of_any_time_can_ask_for_a_job(end_ms: int) -> None:
+    """One event with a time of long before any calendar must not stop a pipeline."""
+    assert job_id("m", end_ms).startswith("m-")
+    assert job_id("m", end_ms) != job_id("m", end_ms - 1)
