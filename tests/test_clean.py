@@ -6,12 +6,14 @@ import itertools
 import json
 from collections.abc import Sequence
 
+import msgspec
 import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import InvalidConfiguration
+from schemas.window import Window
 from streams.clean import Rule, between, dedupe, failing, one_of, require, rule
 from streams.dedupe import Seen
 from streams.ingest import Ingest
@@ -134,8 +136,6 @@ def test_an_event_time_far_ahead_of_the_clock_is_refused_and_opens_no_window() -
 
 
 def test_a_missing_key_or_time_is_refused_also_where_the_contract_allows_it() -> None:
-    import msgspec
-
     class Loose(msgspec.Struct):
         id: str | None
         at: int | None
@@ -154,6 +154,16 @@ def test_a_missing_key_or_time_is_refused_also_where_the_contract_allows_it() ->
         (2, "missing"),
         (3, "out_of_range"),
     ]
+
+
+@pytest.mark.parametrize(("at", "taken"), [(-(2**53), False), (-(2**52), True), (-(2**52) - 1, False)])
+def test_a_time_whose_window_no_announcement_could_name_is_refused(at: int, *, taken: bool) -> None:
+    prepared = Ingest(pipeline()).prepare([frame_of([record(at=at)])], now_ms=NOW_MS)
+    assert prepared.rows.height == taken
+    assert [x.reason for x in prepared.dead_letters] == ([] if taken else ["out_of_range"])
+    for start_ms in prepared.summaries:
+        window = Tumbling("1s").window(start_ms)
+        assert msgspec.json.decode(msgspec.json.encode(window), type=Window) == window
 
 
 def test_every_event_is_a_row_a_dead_letter_or_dropped() -> None:
