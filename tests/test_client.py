@@ -543,8 +543,15 @@ async def test_a_client_starts_before_its_cluster_and_outlives_the_clusters_deat
     store: Store, name: str, tmp_path: Path, unused_port: int
 ) -> None:
     second, third = weights(2), weights(3)
-    store.put(second)
     store.put(third)
+    asked, dead = asyncio.Event(), asyncio.Event()
+
+    async def once_it_is_dead(request: web.Request, content: bytes) -> web.StreamResponse:
+        asked.set()
+        await dead.wait()
+        return web.Response(body=content)
+
+    store.faults[store.put(second)] = once_it_is_dead
     broker = EmbeddedBroker(tmp_path / "kafka", port=unused_port)
     address = f"127.0.0.1:{unused_port}"
     started = time.perf_counter()
@@ -563,11 +570,13 @@ async def test_a_client_starts_before_its_cluster_and_outlives_the_clusters_deat
                 await cluster.say(published(name, 1, FIRST, store=store.url))
                 await adopted(cluster, following, 1)
                 await cluster.say(published(name, 2, second, store=store.url))
-                # It dies with the adoption, perhaps, still unsaid.
+                await asyncio.wait_for(asked.wait(), 30)
+            await asyncio.to_thread(broker.kill)
+            dead.set()
+            async with asyncio.timeout(30):
                 while following.current is None or following.current.version != 2:  # noqa: ASYNC110
-                    await asyncio.sleep(0.002)
-                await asyncio.to_thread(broker.kill)
-                assert following.current.predict(QUESTION).tolist() == pytest.approx(answers(second))
+                    await asyncio.sleep(0.01)
+            assert following.current.predict(QUESTION).tolist() == pytest.approx(answers(second))
             await asyncio.to_thread(broker.start)
             async with Cluster(address) as cluster:
                 await cluster.say(published(name, 3, third, store=store.url))
