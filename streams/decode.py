@@ -93,7 +93,9 @@ class Decoder:
         for index, value in enumerate(frame.values):
             headers = dict(frame.headers.get(index, ()))
             content_type = content_type_of(headers)
-            if not value:
+            if index in frame.unread:
+                decoded.refused.append(Refused(frame, index, "too_large", "batch", frame.unread[index]))
+            elif not value:
                 self._heartbeat(frame, index, headers, decoded)
             elif len(value) > MAX_RECORD_BYTES:
                 detail = f"{len(value)} bytes; at most {MAX_RECORD_BYTES} are taken"

@@ -25,8 +25,12 @@ from faust.types import TP
 
 from infra.kafka import EmbeddedBroker
 from infra.kafka.storage import NODE_ID
+from streams.dead_letter import dead_letter
+from streams.decode import Decoder
 from streams.transport.fetch import _drain
 from streams.transport.frame import Frame, read_frame
+from streams.transport.inflate import MAX_BATCH_BYTES
+from tests.stream_fixtures import Reading
 
 Create = Callable[..., Awaitable[str]]
 Record = tuple[int, bytes | None, bytes | None, tuple]
@@ -127,6 +131,43 @@ async def test_frames_hold_what_was_produced_whatever_its_compression(
         assert told(frames) == sent
         assert all(isinstance(frame.offsets, range) for frame in frames)
         assert all(frame.timestamp_of(i) > 1_700_000_000_000 for frame in frames for i in range(len(frame)))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_a_batch_that_is_a_thousand_times_larger_than_it_looks_is_set_aside(
+    kafka: EmbeddedBroker, create_topic: Create, codec: str
+) -> None:
+    topic = await create_topic("bomb", settings={"max.message.bytes": str(8 << 20)})
+    large = MAX_BATCH_BYTES + 1
+    async with writer(
+        kafka, compression_type=codec, max_request_size=2 * large, max_batch_size=2 * large
+    ) as producer:
+        await producer.send_and_wait(topic, b"before", partition=0)
+        await producer.send_and_wait(topic, bytes(large), partition=0)
+        await producer.send_and_wait(topic, b"after", partition=0)
+    async with reader(kafka, topic) as consumer:
+        frames = await frames_from(consumer, topic, 0, 3)
+        assert_contiguous(frames, 0, 3)
+        assert [v for frame in frames for v in frame.values] == [b"before", None, b"after"]
+        (why,) = [why for frame in frames for why in frame.unread.values()]
+        assert "a batch of 1 records" in why
+        refused = [r for frame in frames for r in Decoder(Reading).decode([frame]).refused]
+        assert [(r.reason, dead_letter("p", r).offset) for r in refused if r.rule == "batch"] == [
+            ("too_large", 1)
+        ]
+
+
+async def test_a_frame_ends_before_it_fills_the_memory(kafka: EmbeddedBroker, create_topic: Create) -> None:
+    topic = await create_topic("many", settings={"max.message.bytes": str(8 << 20)})
+    size = MAX_BATCH_BYTES // 3
+    async with writer(kafka, compression_type="zstd", max_request_size=2 * size) as producer:
+        for number in range(8):
+            await producer.send_and_wait(topic, bytes([number]) * size, partition=0)
+    async with reader(kafka, topic) as consumer:
+        frames = await frames_from(consumer, topic, 0, 8)
+        assert_contiguous(frames, 0, 8)
+        assert max(frame.size_bytes for frame in frames) <= MAX_BATCH_BYTES + size
+        assert [v[0] for frame in frames for v in frame.values if v] == list(range(8))
 
 
 async def test_reading_from_inside_a_batch_and_back_again(

@@ -5,10 +5,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import CorruptRecordException
 
+from streams.transport.inflate import MAX_BATCH_BYTES, Batches, TooLarge, inflated
+
+_NAMED_ONE_BY_ONE = 10_000
 Headers = Sequence[tuple[str, bytes | None]]
 
 
@@ -18,7 +22,8 @@ class Frame:
 
     `values[i]` belongs to `offsets[i]`; a compacted or transactional topic leaves offsets of the range
     without a record, which count as read all the same. `headers` holds only records that have some,
-    by index; `stamps` the index at which each batch begins, with its timestamp.
+    by index; `stamps` the index at which each batch begins, with its timestamp; `unread` says why a record
+    could not be read, by index.
     """
 
     topic: str
@@ -30,6 +35,7 @@ class Frame:
     offsets: Sequence[int]
     headers: dict[int, Headers] = field(default_factory=dict)
     stamps: list[tuple[int, int]] = field(default_factory=list)
+    unread: dict[int, str] = field(default_factory=dict)
     size_bytes: int = 0
 
     def __len__(self) -> int:
@@ -60,6 +66,7 @@ class Frame:
             offsets=self.offsets[skip:],
             headers={i - skip: h for i, h in self.headers.items() if i >= skip},
             stamps=[(0, self.timestamp_of(skip)), *((i - skip, ms) for i, ms in self.stamps if i > skip)],
+            unread={i - skip: why for i, why in self.unread.items() if i >= skip},
             size_bytes=sum(map(len, filter(None, self.values[skip:]))),
         )
 
@@ -77,10 +84,17 @@ def read_frame(records: PartitionRecords, *, topic: str, partition: int) -> Fram
     frame = Frame(topic, partition, first, first, [], [], [])
     offsets: list[int] = []
     try:
-        for batch in _data_batches(records):
+        for batch, compressed in _data_batches(records):
             frame.stamps.append((len(frame.values), batch.max_timestamp or -1))
-            _append(frame, offsets, batch, first)
+            try:
+                readable = batch if compressed is None else inflated(compressed)
+            except TooLarge as why:
+                _set_aside(frame, offsets, batch, why, first)
+            else:
+                frame.size_bytes += _append(frame, offsets, readable, first)
             records.next_fetch_offset = batch.next_offset
+            if frame.size_bytes > MAX_BATCH_BYTES:
+                break  # the rest is fetched again, once this is out of the way
     except CorruptRecordException:
         # What came before the bad batch is good; it is fetched again and fails on its own next time.
         if not frame.values:
@@ -90,14 +104,15 @@ def read_frame(records: PartitionRecords, *, topic: str, partition: int) -> Fram
         return None
     dense = not offsets or offsets[-1] - offsets[0] + 1 == len(offsets)
     frame.offsets = range(offsets[0], offsets[0] + len(offsets)) if dense and offsets else offsets
-    frame.size_bytes = sum(map(len, filter(None, frame.values)))
     return frame
 
 
-def _append(frame: Frame, offsets: list[int], batch: Iterator, first: int) -> None:
+def _append(frame: Frame, offsets: list[int], batch: Any, first: int) -> int:
+    """Add a batch's records; gives the bytes of their values."""
     # Plain loops over attributes, and no list of record objects: keeping those alive costs the cyclic
     # garbage collector three times the loop itself.
     values, keys = frame.values, frame.keys
+    start = len(values)
     for record in batch:
         offset = record.offset
         if offset < first:
@@ -108,10 +123,22 @@ def _append(frame: Frame, offsets: list[int], batch: Iterator, first: int) -> No
         headers = record.headers
         if headers:
             frame.headers[len(values) - 1] = headers
+    return sum(map(len, filter(None, values[start:])))
 
 
-def _data_batches(records: PartitionRecords) -> Iterator:
-    """Batches with records to read; the others move the position as they are passed."""
+def _set_aside(frame: Frame, offsets: list[int], batch: Any, why: TooLarge, first: int) -> None:
+    """Note a batch that cannot be read: each of its records, or the whole of it where they are very many."""
+    last = batch.next_offset - 1
+    each = range(max(first, last + 1 - why.records), last + 1) if why.records <= _NAMED_ONE_BY_ONE else [last]
+    for offset in each:
+        frame.unread[len(frame.values)] = str(why)
+        frame.values.append(None)
+        frame.keys.append(None)
+        offsets.append(offset)
+
+
+def _data_batches(records: PartitionRecords) -> Iterator[tuple[Any, memoryview | None]]:
+    """Batches with records to read, and their bytes if compressed; others move the position in passing."""
     memory = records._records
     while memory.has_next():
         batch = memory.next_batch()
@@ -120,7 +147,8 @@ def _data_batches(records: PartitionRecords) -> Iterator:
         if _is_hidden(records, batch):
             records.next_fetch_offset = batch.next_offset
             continue
-        yield batch
+        is_compressed = isinstance(memory, Batches) and getattr(batch, "compression_type", 0)
+        yield batch, memory.raw if is_compressed else None
 
 
 def _is_hidden(records: PartitionRecords, batch) -> bool:

@@ -1,0 +1,115 @@
+"""Record batches decompressed up to a bound: some kilobytes on the wire can be gigabytes in memory.
+
+A broker bounds a batch as it was sent, compressed. aiokafka decompresses whatever that holds, at once.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from typing import Any
+
+import aiokafka.consumer.fetcher
+import cramjam
+from aiokafka import codec
+from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.memory_records import _MemoryRecordsPy
+
+MAX_BATCH_BYTES = 64 * 2**20
+"""Far beyond any client's own batches, and what a worker can bear."""
+
+_HEADER_BYTES = 61
+_ATTRIBUTES_AT = 21
+_COUNT_AT = 57
+_CODECS = 0b111
+_GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
+_XERIAL_HEADER_BYTES = 16
+
+
+class TooLarge(Exception):
+    """The batch's records exceed the bound, or cannot be decompressed. `records` says how many there are."""
+
+    def __init__(self, records: int, why: str) -> None:
+        super().__init__(why)
+        self.records = records
+
+
+class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to type checkers; its twin in C hides the bytes
+    """A fetched chunk's batches, each with its own bytes at hand."""
+
+    raw: memoryview
+
+    def next_batch(self) -> Any:  # type: ignore[override]  # its arguments are constants kept close at hand
+        """The next batch; `raw` is it on the wire."""
+        self.raw = self._next_slice  # type: ignore[assignment]
+        return super().next_batch()
+
+
+# What the fetcher makes of a response. Other consumers in this process get the same batches.
+aiokafka.consumer.fetcher.MemoryRecords = Batches  # type: ignore[attr-defined]
+
+
+def inflated(raw: memoryview) -> Any:
+    """The batch without its compression.
+
+    Raises:
+        TooLarge: it does not fit in memory that anybody would plan for.
+    """
+    header = bytearray(raw[:_HEADER_BYTES])
+    (attributes,) = struct.unpack_from(">h", header, _ATTRIBUTES_AT)
+    (count,) = struct.unpack_from(">i", header, _COUNT_AT)
+    try:
+        records = _decompressed(attributes & _CODECS, raw[_HEADER_BYTES:])
+    except (cramjam.DecompressionError, zlib.error, ValueError, struct.error) as error:
+        what = f"a batch of {count} records, {len(raw)} bytes compressed: {error}"
+        limit = f"at most {MAX_BATCH_BYTES} bytes decompressed are taken"
+        raise TooLarge(count, f"{what}; {limit}") from error
+    struct.pack_into(">h", header, _ATTRIBUTES_AT, attributes & ~_CODECS)
+    return DefaultRecordBatch(bytes(header) + records)
+
+
+class _Room(threading.local):
+    """Memory to decompress into; what is never used is never given by the system."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(MAX_BATCH_BYTES)
+
+
+_room = _Room()
+
+
+def _decompressed(kind: int, payload: memoryview) -> bytes:
+    if kind == _GZIP:
+        data = zlib.decompressobj(wbits=31).decompress(payload, MAX_BATCH_BYTES + 1)
+        if len(data) > MAX_BATCH_BYTES:
+            raise ValueError("too large")
+        return data
+    if kind == _SNAPPY:
+        if _snappy_length(payload) > MAX_BATCH_BYTES:
+            raise ValueError("too large")
+        return codec.snappy_decode(payload)
+    into = {_LZ4: cramjam.lz4.decompress_into, _ZSTD: cramjam.zstd.decompress_into}[kind]
+    length = into(bytes(payload), _room.buffer)
+    return bytes(memoryview(_room.buffer)[:length])
+
+
+def _snappy_length(payload: memoryview) -> int:
+    """What the blocks of either form of snappy say that they hold."""
+    if not codec._detect_xerial_stream(payload):
+        return _varint(payload)
+    total, at = 0, _XERIAL_HEADER_BYTES
+    while at < len(payload):
+        (size,) = struct.unpack_from("!i", payload, at)
+        total += _varint(payload[at + 4 :])
+        at += 4 + size
+    return total
+
+
+def _varint(data: memoryview) -> int:
+    value = 0
+    for place, byte in enumerate(data[:5]):
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return value
+    raise ValueError("no length")
