@@ -24,7 +24,10 @@ from .job import (
 from .model import (
     AdoptionRefused,
     Artifact,
+    Comparison,
+    Difference,
     Field,
+    Finding,
     Lineage,
     Manifest,
     ModelAdopted,
@@ -35,6 +38,7 @@ from .model import (
     Scores,
 )
 from .prediction import Predictions
+from .selection import Balanced
 from .window import Moments, Summary, Window, WindowAmended, WindowClosed
 
 _HOUR_MS = 3_600_000
@@ -85,15 +89,35 @@ _EXPERIMENT = Experiment(
     training=DatasetRange(uri=_DATASET, version=412, start_ms=_START_MS, end_ms=_WINDOW.start_ms),
     evaluation=DatasetRange(uri=_DATASET, version=412, start_ms=_WINDOW.start_ms, end_ms=_WINDOW.end_ms),
     spec=_SPEC,
+    selection=Balanced(rows=5_890, by="origin"),
     params={"epochs": 8},
     warm_start=True,
-    gate=Gate(metric="log_loss", tolerance=0.005, slices=("origin",)),
+    gate=Gate(
+        metric="log_loss",
+        tolerance=0.005,
+        slices=("origin",),
+        slice_tolerance=0.02,
+        allowances={"tag=night": 0.05},
+    ),
 )
 
 _CHALLENGER = Scores(
     rows=812, auc=0.771, log_loss=0.447, accuracy=0.803, slices={"origin=EWR": {"auc": 0.764}}
 )
 _CHAMPION = Scores(rows=812, auc=0.752, log_loss=0.459, accuracy=0.797)
+
+_COMPARISON = Comparison(
+    metric="log_loss",
+    method="paired bootstrap",
+    confidence=0.95,
+    slice_confidence=0.975,
+    seed=0,
+    overall=Difference(rows=812, value=0.012, low=0.004, high=0.02),
+    slices={
+        "origin=EWR": Difference(rows=290, value=0.009, low=-0.006, high=0.024),
+        "tag=night": Difference(rows=61, value=-0.004, low=-0.031, high=0.022),
+    },
+)
 
 _MANIFEST = Manifest(
     name="flights",
@@ -128,8 +152,15 @@ _MANIFEST = Manifest(
         rows=5890,
         libraries={"torch": "2.15.0"},
         device="cpu",
+        input_sha256="1a" * 32,
+        evaluation_sha256="2b" * 32,
+        parent_version=1,
+        champion_sha256="3e" * 32,
+        hardware={"cpu": "x86_64", "cores": "2"},
+        experiment=_EXPERIMENT,
     ),
     published_ms=_NOW_MS,
+    comparison=_COMPARISON,
 )
 
 _ALL: tuple[Announcement, ...] = (
@@ -205,6 +236,18 @@ _ALL: tuple[Announcement, ...] = (
         champion=_CHAMPION,
         challenger=_CHALLENGER,
         refused_ms=_NOW_MS,
+        comparison=msgspec.structs.replace(
+            _COMPARISON, overall=Difference(rows=812, value=-0.012, low=-0.021, high=-0.003)
+        ),
+        findings=[
+            Finding(
+                check="feature_tells_label",
+                subject="arr_minutes",
+                value=0.9998,
+                limit=0.999,
+                detail="orders the labels with an AUC of 0.9998 all by itself",
+            )
+        ],
     ),
     ModelAdopted(
         name="flights",

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct, field
 from .contract import Announcement, announces
 from .features import FeatureSpec
 from .raw import TimeMs
+from .selection import Selection, Whole
 
 
 class DatasetRange(Struct, frozen=True, kw_only=True):
@@ -31,18 +32,37 @@ class Resources(Struct, frozen=True, kw_only=True):
 
 
 class Gate(Struct, frozen=True, kw_only=True):
-    """When a challenger is published: it must not lose to the champion on the newest unseen window.
+    """When a challenger is published: with confidence no worse than the champion on the newest unseen rows.
 
-    `metric` of the challenger must be at least the champion's minus `tolerance` (for a metric where more
-    is better; `log_loss` is compared the other way round). Fewer labelled rows than `minimum_rows`, or
-    labels of one class only: the gate cannot judge.
+    The difference of both models' `metric` on the same rows, turned so that more is better, has a lower bound
+    at `confidence` (one-sided; `infra.paired` says how). It must not lie below `-tolerance`: with a tolerance
+    of 0 the challenger must be better beyond noise (or answer alike), with more it must be shown not to be
+    worse by that much, the non-inferiority margin of clinical trials. A confidence of .5 takes the difference
+    as it stands. Fewer labelled rows than `minimum_rows`, or labels of one class only: the gate cannot judge.
+
+    A slice (a value of a column in `slices`, or with `tags` a tag) refuses the challenger where it is worse
+    there by more than its allowance, and worse at all beyond noise: the upper bound, at a confidence shared
+    out over all slices (Bonferroni), lies below 0. Slices are small; to ask a proof of each would publish
+    nothing.
     """
 
     metric: Literal["auc", "log_loss", "accuracy"] = "auc"
     tolerance: Annotated[float, Meta(ge=0)] = 0.0
+    confidence: Annotated[float, Meta(ge=0.5, lt=1, description="one-sided")] = 0.95
     minimum_rows: Annotated[int, Meta(ge=1)] = 100
     slices: tuple[str, ...] = ()
+    tags: Annotated[bool, Meta(description="each tag of the judged rows is a slice too")] = True
     slice_tolerance: Annotated[float, Meta(ge=0)] = 1.0
+    allowances: Annotated[
+        dict[str, float],
+        Meta(
+            description="by slice (`origin=EWR`, `tag=night`) or column (`origin`, `tag`): its own allowance"
+        ),
+    ] = field(default_factory=dict)
+    slice_rows: Annotated[int, Meta(ge=2, description="a smaller slice is shown, not judged")] = 30
+    trusted: Annotated[
+        tuple[str, ...], Meta(description="features that may tell the label by themselves, or `*` for all")
+    ] = ()
     first: Annotated[
         Literal["publish", "refuse"], Meta(description="a first model, when the gate cannot judge")
     ] = "publish"
@@ -51,8 +71,8 @@ class Gate(Struct, frozen=True, kw_only=True):
 class Experiment(Struct, frozen=True, kw_only=True):
     """All that determines a training's result, and what is done with it.
 
-    `training` is what the model sees; `evaluation` the newest unseen window, which both champion and
-    challenger are scored on. The challenger never sees it before the gate.
+    `training` is what the model sees, as far as `selection` takes it; `evaluation` the newest unseen window,
+    which both champion and challenger are scored on. The challenger never sees it before the gate.
     """
 
     pipeline: str
@@ -64,6 +84,7 @@ class Experiment(Struct, frozen=True, kw_only=True):
     training: DatasetRange
     evaluation: DatasetRange | None
     spec: FeatureSpec
+    selection: Selection = field(default_factory=Whole)
     params: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     warm_start: bool = False

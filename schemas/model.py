@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 
 from .contract import Announcement, announces
+from .job import Experiment
 from .raw import TimeMs
 
 
@@ -27,13 +28,46 @@ class Field(Struct, frozen=True, kw_only=True):
 
 
 class Scores(Struct, frozen=True, kw_only=True):
-    """A model on the evaluation window."""
+    """A model on the evaluation window, and on its slices (`column=value`) and tags (`tag=name`)."""
 
     rows: int
     auc: float | None
     log_loss: float | None
     accuracy: float | None
     slices: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+
+class Difference(Struct, frozen=True, kw_only=True):
+    """Challenger less champion on the same rows, turned so that more is better, with one-sided bounds."""
+
+    rows: int
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """How sure the gate may be: overall at `confidence`, of each slice at `slice_confidence`."""
+
+    metric: str
+    method: Annotated[str, Meta(description="how the bounds were found, see `infra.paired`")]
+    confidence: float
+    slice_confidence: float
+    seed: Annotated[int, Meta(description="of the resampling, where there is any")]
+    overall: Difference
+    slices: dict[str, Difference] = field(default_factory=dict)
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """Something about the data or the answers that no honest model has, with its numbers."""
+
+    check: Annotated[
+        str, Meta(description="`constant_answers`, `feature_tells_label` or `label_before_event`")
+    ]
+    subject: Annotated[str, Meta(description="the feature, the label, or the model")]
+    value: float
+    limit: float
+    detail: str
 
 
 class OffsetRange(Struct, frozen=True, kw_only=True):
@@ -46,7 +80,11 @@ class OffsetRange(Struct, frozen=True, kw_only=True):
 
 
 class Lineage(Struct, frozen=True, kw_only=True):
-    """Where a model comes from."""
+    """Where a model comes from: enough to rebuild its input bytes and, on a CPU, its weights.
+
+    `offsets` are of all rows that were read: events, what their features looked back at, and labels. Digests
+    are of the rows as user code and gate got them, after selection; `infra.digest` says over which bytes.
+    """
 
     pipeline: str
     job_id: str
@@ -64,6 +102,17 @@ class Lineage(Struct, frozen=True, kw_only=True):
     rows: int
     libraries: dict[str, str]
     device: str
+    input_sha256: Annotated[str, Meta(description="of the training rows; empty: not recorded")] = ""
+    evaluation_sha256: Annotated[str, Meta(description="of the judged rows; empty: there were none")] = ""
+    parent_version: int | None = None
+    champion_sha256: Annotated[
+        str | None, Meta(description="weights of the live model that was judged beside it")
+    ] = None
+    threads: Annotated[int, Meta(description="of torch; sums depend on it")] = 1
+    hardware: dict[str, str] = field(default_factory=dict)
+    experiment: Annotated[
+        Experiment | None, Meta(description="what was asked for, whole; null: of an older trainer")
+    ] = None
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -85,6 +134,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     challenger: Scores | None
     lineage: Lineage
     published_ms: TimeMs
+    comparison: Comparison | None = None
 
 
 class ModelEvent(Announcement, frozen=True, kw_only=True):
@@ -118,6 +168,8 @@ class ModelRefused(ModelEvent, frozen=True, kw_only=True):
     champion: Scores | None
     challenger: Scores | None
     refused_ms: TimeMs
+    comparison: Comparison | None = None
+    findings: list[Finding] = field(default_factory=list)
 
     def event_id(self) -> str:
         return f"{self.name}/{self.job_id}/refused"
