@@ -287,13 +287,32 @@ TOPICS: tuple[Topic, ...] = (
 )
 
 
+_OWN: dict[str, Topic] = {}
+
+
+def declare(own: Topic) -> Topic:
+    """Declare a topic beside `TOPICS`, as a pipeline that brings its own contract does when it is imported.
+
+    Raises:
+        ValueError: another topic of that name is declared.
+    """
+    if declared(own.name) not in (None, own):
+        raise ValueError(f"topic {own.name!r} is declared already, and otherwise; choose another name")
+    _OWN[own.name] = own
+    return own
+
+
+def declared(name: str) -> Topic | None:
+    """The topic of that name, here or by `declare`; None if there is none."""
+    return next((t for t in TOPICS if t.name == name), _OWN.get(name))
+
+
 def topic(name: str) -> Topic:
     """The declared topic of that name.
 
     Raises:
         KeyError: it is not declared.
     """
-    for declared in TOPICS:
-        if declared.name == name:
-            return declared
-    raise KeyError(f"topic {name!r} is not declared in schemas/topics.py")
+    if (found := declared(name)) is None:
+        raise KeyError(f"topic {name!r} is not declared in schemas/topics.py")
+    return found

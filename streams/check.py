@@ -82,7 +82,7 @@ def _names(pipeline: Pipeline) -> Iterator[Problem]:
 
 
 def _source(pipeline: Pipeline, source: Source) -> Iterator[Problem]:
-    declared = next((t for t in topics.TOPICS if t.name == source.topic), None)
+    declared = topics.declared(source.topic)
     if declared is None:
         known = [t.name for t in topics.TOPICS]
         yield Problem(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 
-from infra.command import commands  # noqa: F401  (importing registers the commands)
+from infra.command import (
+    bench,  # noqa: F401  (importing registers the commands)
+    commands,  # noqa: F401
+)
 from infra.command.app import app, console
 from schemas.errors import TidemillError
 

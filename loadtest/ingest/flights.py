@@ -206,12 +206,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    results = run(arguments.rounds)
+    report(run(arguments.rounds), as_json=arguments.json)
+
+
+def report(results: list[Round], *, as_json: bool) -> None:
+    """Print medians, as a table or as one JSON object."""
     medians = {
         name: statistics.median(getattr(r, name) for r in results)
         for name in ("rate_events_s", "cpu_us_per_event", "peak_memory_mib", "getmany_events_s", "ratio")
     }
-    if arguments.json:
+    if as_json:
         print(
             json.dumps({"rounds": [asdict(r) for r in results], "median": medians, "cores": os.cpu_count()})
         )

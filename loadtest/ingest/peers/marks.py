@@ -1,0 +1,28 @@
+"""How far a side is, one JSON line at a time: {"events": n, "time": unix seconds}, a few a second.
+
+Every side's program says so, whatever it is written in; rates and CPU are taken between the first and the
+last line. This file is read by other environments: the standard library only.
+"""
+
+import json
+import os
+import time
+
+
+class Marks:
+    """The lines of this process."""
+
+    def __init__(self):
+        self.total = int(os.environ["BENCH_EVENTS"])
+        self._file = open(os.environ["BENCH_MARKS"], "a", buffering=1)
+        self._next_s = 0.0
+
+    def at(self, events, kept=None):
+        """So many events are done with; the first and the last are said always."""
+        now = time.time()
+        if now >= self._next_s or events >= self.total:
+            self._next_s = now + 0.1
+            line = {"events": events, "time": now}
+            if kept is not None:
+                line["kept"] = kept
+            self._file.write(json.dumps(line) + "\n")

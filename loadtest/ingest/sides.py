@@ -1,0 +1,43 @@
+"""All sides, in the order of the table."""
+
+from __future__ import annotations
+
+from loadtest.ingest import tidemill
+from loadtest.ingest.environment import apart
+from loadtest.ingest.side import Side, own_python
+
+SIDES: tuple[Side, ...] = (
+    Side(
+        name="tidemill",
+        title="Tidemill",
+        prepare=tidemill.prepare,
+        marks=tidemill.marks,
+        forms=("json", "arrow"),
+        durable="rows, offsets and watermarks in one flushed commit",
+        event_time="watermarks, lateness, amendments",
+        dedupe="1 min of event time",
+    ),
+    Side(
+        name="faust",
+        title="Faust, stock agent",
+        prepare=own_python("faust_agent.py", "worker", "-l", "warn", "--without-web"),
+        durable="no: counts in a dict",
+        event_time="windows by event time, none ever closes",
+    ),
+    Side(
+        name="getmany",
+        title="aiokafka getmany",
+        prepare=own_python("getmany.py"),
+        forms=("json", "arrow"),
+        is_limit=True,
+    ),
+    Side(
+        name="librdkafka",
+        title="librdkafka consume",
+        prepare=apart("librdkafka.py", "librdkafka.txt"),
+        forms=("json", "arrow"),
+        is_limit=True,
+    ),
+)
+
+NAMES = tuple(side.name for side in SIDES)

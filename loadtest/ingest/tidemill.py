@@ -1,0 +1,58 @@
+"""Tidemill's own side: a real `tidemill worker`, judged by what its commits hold."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import lru_cache
+from pathlib import Path
+
+from infra.dataset import CommitRecord, Dataset, DatasetUnreadable
+from infra.supervisor import tidemill
+from loadtest.ingest.side import Mark, Start, Task
+
+_FILE = """from loadtest.ingest.readings import pipeline
+
+readings = pipeline({name!r})
+"""
+
+
+def prepare(task: Task) -> Start:
+    """A worker on a pipeline of its own name: an empty dataset, and announcements of nobody before it."""
+    name = _name(task)
+    file = task.home / "readings.py"
+    file.write_text(_FILE.format(name=name))
+    return Start(
+        command=tidemill("worker"),
+        environment={
+            "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": task.bootstrap_servers,
+            "TIDEMILL_PATHS__HOME": str(task.home),
+            "TIDEMILL_WORKER__PIPELINE": str(file),
+            "TIDEMILL_LOG__FORM": "json",
+        },
+    )
+
+
+def marks(task: Task) -> list[Mark]:
+    """One a commit that holds events: what is counted is durable, and visible to every reader."""
+    dataset = Dataset(task.home / "dataset" / _name(task))
+    found: list[Mark] = []
+    events = kept = 0
+    with contextlib.suppress(DatasetUnreadable):
+        for version in range(dataset.newest_version() + 1):
+            record = _record(dataset.uri, version)
+            counts = record.metadata.get("counts", {}).values()
+            if not counts:
+                continue
+            events += sum(c["events"] for c in counts)
+            kept += sum(c["rows"] for c in counts)
+            found.append(Mark(events, record.timestamp_ms / 1000, kept))
+    return found
+
+
+@lru_cache(maxsize=65_536)
+def _record(uri: str, version: int) -> CommitRecord:
+    return Dataset(uri).commit(version)
+
+
+def _name(task: Task) -> str:
+    return f"readings-{Path(task.home).name}"
