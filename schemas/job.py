@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 from .contract import Announcement, announces
@@ -22,13 +24,22 @@ class DatasetRange(Struct, frozen=True, kw_only=True):
 
 
 class Resources(Struct, frozen=True, kw_only=True):
-    """What a job asks for. `device="auto"` takes a GPU with room if there is one, else the CPU."""
+    """What a job asks for, and is held to.
+
+    `device="auto"` takes a GPU with room if there is one, else the CPU. On a GPU a job has a share of one
+    device, `gpu_memory_bytes` of it, beside other jobs; with `gpus` it has so many whole devices to itself,
+    and never runs on the CPU.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpu_memory_bytes: int = 2 * 2**30
-    cpus: int = 1
-    memory_bytes: int = 2 * 2**30
-    time_limit_s: Annotated[float, Meta(gt=0)] = 600.0
+    gpus: Annotated[int, Meta(ge=0, description="whole devices; 0: a share of one")] = 0
+    gpu_memory_bytes: Annotated[int, Meta(ge=0)] = 2 * 2**30
+    cpus: Annotated[int, Meta(ge=1)] = 1
+    memory_bytes: Annotated[
+        int,
+        Meta(ge=1, description="of the machine, beyond what all jobs share; a job that takes more is ended"),
+    ] = 2 * 2**30
+    time_limit_s: Annotated[float, Meta(gt=0, description="of one attempt")] = 600.0
 
 
 class Gate(Struct, frozen=True, kw_only=True):
@@ -92,6 +103,38 @@ class Experiment(Struct, frozen=True, kw_only=True):
     resources: Resources = field(default_factory=Resources)
     gate: Gate = field(default_factory=Gate)
     configuration_sha256: Annotated[str, Meta(description="hash of the pipeline's declaration")] = ""
+    purpose: Annotated[
+        Literal["challenger", "trial"], Meta(description="a trial is scored and never published")
+    ] = "challenger"
+
+    def run_key(self, *, code_sha256: str = "", parent_sha256: str | None = None) -> str:
+        """SHA-256 over what determines the result: two experiments of one key are the same training.
+
+        Resources are left out, and the hash of the pipeline's whole declaration: what it changes in the data
+        is in the dataset's version.
+
+        Args:
+            code_sha256: of the module's source as it is, where the experiment names none.
+            parent_sha256: of the weights that a warm start begins from.
+        """
+        same = msgspec.structs.replace(
+            self,
+            resources=Resources(),
+            configuration_sha256="",
+            code_sha256=self.code_sha256 or code_sha256,
+        )
+        parts = (same, parent_sha256 if self.warm_start else None)
+        return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+    def pending_key(self) -> str:
+        """The same for two experiments that differ in their data alone, such as one job a window."""
+        span = {"uri": self.training.uri, "version": 0, "start_ms": 0, "end_ms": 0}
+        same = msgspec.structs.replace(
+            self,
+            training=DatasetRange(**span),
+            evaluation=None if self.evaluation is None else DatasetRange(**span),
+        )
+        return same.run_key()
 
 
 class JobEvent(Announcement, frozen=True, kw_only=True):
@@ -108,14 +151,67 @@ class JobEvent(Announcement, frozen=True, kw_only=True):
 
 @announces("job.requested")
 class JobRequested(JobEvent, frozen=True, kw_only=True):
-    """Somebody (a trigger's decision, or a person) asks for a training."""
+    """Somebody (a trigger's decision, or a person) asks for a training.
+
+    A job's place in the queue is when it was asked for, moved forward for each step of `priority`. So a job
+    of low priority waits longer, never for ever; one that cannot run beside a job of lower priority may take
+    that one's place.
+    """
 
     experiment: Experiment
     decision_id: str | None
     requested_ms: TimeMs
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    why: Annotated[str, Meta(description="in words, for people; a decision says it better")] = ""
 
     def event_id(self) -> str:
         return f"{self.job_id}/requested"
+
+
+@announces("job.stop-requested")
+class JobStopRequested(JobEvent, frozen=True, kw_only=True):
+    """Somebody wants the job ended: it fails with this reason, whether it runs or waits."""
+
+    reason: str
+    requested_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.job_id}/stop-requested"
+
+
+@announces("job.queued")
+class JobQueued(JobEvent, frozen=True, kw_only=True):
+    """It cannot start at once. Said once a job; one that starts at once is never queued."""
+
+    reason: Annotated[str, Meta(description="what it waits for")]
+    ahead: Annotated[int, Meta(ge=0, description="jobs before it in the queue")]
+    queued_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.job_id}/queued"
+
+
+@announces("job.answered")
+class JobAnswered(JobEvent, frozen=True, kw_only=True):
+    """It is over without a training: one with the same run key exists, and its model event is the answer."""
+
+    run_key: str
+    earlier_job_id: str
+    answered_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.job_id}/answered"
+
+
+@announces("job.merged")
+class JobMerged(JobEvent, frozen=True, kw_only=True):
+    """It is over: another waiting job asks for the same on newer data, and takes its place in the queue."""
+
+    into_job_id: str
+    merged_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.job_id}/merged"
 
 
 @announces("job.started")
@@ -125,6 +221,8 @@ class JobStarted(JobEvent, frozen=True, kw_only=True):
     attempt: int
     device: Annotated[str, Meta(description="`cpu`, or `cuda:0 NVIDIA …`")]
     started_ms: TimeMs
+    run_key: Annotated[str, Meta(description="hash of what determines the result")] = ""
+    resumed: Annotated[bool, Meta(description="a checkpoint of an earlier attempt is there")] = False
 
     def event_id(self) -> str:
         return f"{self.job_id}/started/{self.attempt}"
@@ -143,6 +241,32 @@ class JobProgress(JobEvent, frozen=True, kw_only=True):
         return f"{self.job_id}/progress/{self.attempt}/{self.step}"
 
 
+@announces("job.preempted")
+class JobPreempted(JobEvent, frozen=True, kw_only=True):
+    """It made room for a job of higher priority and waits again, in its old place in the queue."""
+
+    attempt: int
+    by_job_id: str
+    checkpointed: Annotated[bool, Meta(description="it goes on from a checkpoint; else from the beginning")]
+    preempted_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.job_id}/preempted/{self.attempt}"
+
+
+@announces("job.retried")
+class JobRetried(JobEvent, frozen=True, kw_only=True):
+    """An attempt failed for a reason that may pass; the next begins at `not_before_ms` or later."""
+
+    attempt: Annotated[int, Meta(description="the one that failed")]
+    reason: str
+    log_tail: Annotated[str, Meta(description="end of the process's output")]
+    not_before_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.job_id}/retried/{self.attempt}"
+
+
 @announces("job.succeeded")
 class JobSucceeded(JobEvent, frozen=True, kw_only=True):
     """It trained a challenger. Whether that was published is the model topic's to say."""
@@ -152,6 +276,9 @@ class JobSucceeded(JobEvent, frozen=True, kw_only=True):
     train_s: float
     finished_ms: TimeMs
     artifact_sha256: str
+    scores: Annotated[
+        dict[str, float], Meta(description="on the rows it was judged on, by measure; empty: there were none")
+    ] = field(default_factory=dict)
 
     def event_id(self) -> str:
         return f"{self.job_id}/succeeded"

@@ -18,7 +18,15 @@ from schemas.contract import Announcement
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap
-from schemas.job import JobFailed, JobRequested, JobSkipped, JobStarted, JobSucceeded
+from schemas.job import (
+    JobAnswered,
+    JobFailed,
+    JobMerged,
+    JobRequested,
+    JobSkipped,
+    JobStarted,
+    JobSucceeded,
+)
 from schemas.model import AdoptionRefused, ModelAdopted, ModelPublished, ModelRefused
 from schemas.prediction import Predictions
 from schemas.window import WindowAmended, WindowClosed
@@ -49,6 +57,7 @@ class Seen:
     succeeded: dict[str, JobSucceeded] = field(default_factory=dict)
     failed: dict[str, JobFailed] = field(default_factory=dict)
     skipped: dict[str, JobSkipped] = field(default_factory=dict)
+    spared: dict[str, JobAnswered | JobMerged] = field(default_factory=dict)
     published: dict[tuple[str, int], ModelPublished] = field(default_factory=dict)
     refused: dict[str, ModelRefused] = field(default_factory=dict)
     adopted: dict[tuple[str, int], ModelAdopted] = field(default_factory=dict)
@@ -59,7 +68,7 @@ class Seen:
 
     def finished(self, job_id: str) -> bool:
         """Whether a job needs no more waiting for: its model is adopted, or there will be none."""
-        if job_id in self.failed or job_id in self.skipped or job_id in self.refused:
+        if any(job_id in ends for ends in (self.failed, self.skipped, self.spared, self.refused)):
             return True
         for key, event in self.published.items():
             if event.manifest.lineage.job_id == job_id:
@@ -132,6 +141,8 @@ class Observer:
                 seen.failed[event.job_id] = event
             case JobSkipped():
                 seen.skipped[event.job_id] = event
+            case JobAnswered() | JobMerged():
+                seen.spared[event.job_id] = event
             case ModelPublished():
                 seen.published[event.name, event.manifest.version] = event
             case ModelRefused():
