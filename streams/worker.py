@@ -44,6 +44,8 @@ _RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
 _SEEK_AGAIN_S = 2.0
 # A partition of which more was fetched than came has lost a frame on the way.
 _STALLED_S = 3.0
+# How long a worker that ends waits for commits and announcements in flight.
+_LAST_WORK_S = 10.0
 
 
 class Consumer(Protocol):
@@ -105,7 +107,8 @@ class StreamWorker:
         self._sought_at: dict[Partition, float] = {}
         self._heard_at: dict[Partition, float] = {}
         self._known_letters: set[str] = set()
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._let_all_go = False
         self._tasks: list[asyncio.Task[None]] = []
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
@@ -141,12 +144,24 @@ class StreamWorker:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            if not self._stopping:
+            if not self._stopping.is_set():
                 await self._crash(error)
 
     def stopping(self) -> None:
-        """The end is near: a commit that cannot be written is not waited for any more."""
-        self._stopping = True
+        """The end is near: a commit that cannot be written is not waited for any more.
+
+        Faust waits until all that it handed over is acknowledged. Where dataset or cluster are away that
+        would be for ever, so after a while all is let go.
+        """
+        self._stopping.set()
+        asyncio.get_running_loop().call_later(_LAST_WORK_S, self._let_go)
+
+    def _let_go(self) -> None:
+        """Nothing more is committed: what was read and is not in the ledger, the next worker reads again."""
+        self._let_all_go = True
+        self._queue.drop()
+        for task in self._tasks:
+            task.cancel()
 
     async def stop(self) -> None:
         """Finish what is in flight and let go. Whatever is not committed is read again by the next worker."""
@@ -218,7 +233,7 @@ class StreamWorker:
         partition = (frame.topic, frame.partition)
         self._heard_at[partition] = time.monotonic()
         expected = self._expected.get(partition)
-        if expected is None or frame.next <= expected:
+        if self._let_all_go or expected is None or frame.next <= expected:
             done()
         elif frame.first > expected:
             done()
@@ -226,6 +241,8 @@ class StreamWorker:
         else:
             self._expected[partition] = frame.next
             await self._queue.put(Arrived(frame.since(expected), done))
+            if self._let_all_go:
+                self._queue.drop()  # it came while there was no room, and nobody takes it any more
 
     async def _read_again(self, tp: TP, partition: Partition, expected: int) -> None:
         """What lies at the expected offset was lost between fetch and agent."""
@@ -273,6 +290,9 @@ class StreamWorker:
                 self.totals.fenced += 1
                 log.warning("fenced", error=str(error))
                 await self._start_over()
+            except DatasetNotWritable as error:  # and it ends: else it would have been waited out
+                log.warning("ends without its last commit", error=str(error))
+                self._let_go()
             finally:
                 for each in arrived:
                     each.done()
@@ -376,11 +396,13 @@ class StreamWorker:
                 if not self._ingest.still_holds(prepared, self._ledger.pipeline_watermark()):
                     return None
             except DatasetNotWritable as error:
-                if self._stopping:
+                if self._stopping.is_set():
                     raise
                 pause_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
                 log.error("cannot commit, will try again", error=str(error), in_s=pause_s)
-                await asyncio.sleep(pause_s)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._stopping.wait()
                 attempt += 1
             else:
                 self.totals.commits += 1

@@ -28,6 +28,8 @@ from streams.transport.frame import Frame, read_frame
 
 # Faust waits 1.5 s for a fetch to fill; a record should not wait for company.
 FETCH_MAX_WAIT_MS = 100
+_COMMIT_S = 5.0
+_STOP_S = 10.0
 
 
 class FrameFetchThread(AIOKafkaConsumerThread):
@@ -78,14 +80,28 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         self.next_offsets.clear()
         await super().on_partitions_assigned(assigned, generation_id)
 
+    async def on_thread_stop(self) -> None:
+        """End, also while the cluster is away.
+
+        aiokafka then lets the cancellation of its own fetch out of its stop: the thread would be gone without
+        having said so, and the worker would wait for it for ever.
+        """
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await super().on_thread_stop()
+        except (asyncio.CancelledError, TimeoutError, KafkaError) as error:
+            self.log.info("The consumer did not say goodbye to the cluster: %r", error)
+
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """Kafka's committed offsets decide nothing here: where they cannot be written, nothing ends."""
         consumer = self._ensure_consumer()
         assigned = consumer.assignment()
         wanted = {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
         try:
-            await consumer.commit({tp: at for tp, at in wanted.items() if tp in assigned})
-        except KafkaError as error:
+            # aiokafka looks for the group's coordinator for ever: a worker could not end without a cluster.
+            async with asyncio.timeout(_COMMIT_S):
+                await consumer.commit({tp: at for tp, at in wanted.items() if tp in assigned})
+        except (KafkaError, TimeoutError) as error:
             self.log.info("Offsets for lag tools were not committed: %r", error)
             return False
         return True
