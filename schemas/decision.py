@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from .contract import Announcement, announces
 from .window import Window
@@ -18,6 +18,21 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     score: float | None
     threshold: float | None
     reason: str
+    evaluated: Annotated[
+        bool,
+        Meta(description="false: the condition could not say, and `reason` is why; `fired` is false then"),
+    ] = True
+    reference: Annotated[str | None, Meta(description="what the window was held against")] = None
+    forecast_windows: Annotated[
+        float | None,
+        Meta(
+            description="windows until it fires if all goes on as it has; 0 where it fires, null: no telling"
+        ),
+    ] = None
+    scores: Annotated[
+        dict[str, float], Meta(description="the scores behind the score, by column or slice, worst first")
+    ] = field(default_factory=dict)
+    state: Annotated[str, Meta(description="what the condition carries to the next window")] = ""
 
 
 @announces("decision.made")
@@ -31,6 +46,9 @@ class Decision(Announcement, frozen=True, kw_only=True):
     evaluations: list[Evaluation]
     dataset_version: int
     job_id: str | None = None
+    training: Annotated[
+        Window | None, Meta(description="span of event time that a yes trains on: later windows' reference")
+    ] = None
 
     def event_id(self) -> str:
         return f"{self.pipeline}/{self.window}/decision"

@@ -44,6 +44,7 @@ from .model import (
     Scores,
 )
 from .prediction import Predictions
+from .profile import ColumnProfile, Profile, SliceProfile, WindowProfiled
 from .selection import Balanced
 from .window import Moments, Summary, Window, WindowAmended, WindowClosed
 
@@ -65,6 +66,8 @@ _SUMMARY = Summary(
     tags={"night": 61},
     columns={"distance": Moments(count=842, mean=1077.5, m2=4.4e8, min=80.0, max=4983.0)},
 )
+
+_KLL = "05010f02d00708000200000000000000d0070100ce0700000000a04200b89b450000a04200b89b45"
 
 _SPEC = FeatureSpec(
     source="flights.scheduled",
@@ -202,6 +205,26 @@ _ALL: tuple[Announcement, ...] = (
         dataset_version=415,
         late_rows=2,
     ),
+    WindowProfiled(
+        pipeline="flights",
+        window=_WINDOW,
+        profile=Profile(
+            rows=842,
+            columns={
+                # Two numbers, 80 and 4983, as DataSketches writes them.
+                "distance": ColumnProfile(rows=842, missing=840, kll=bytes.fromhex(_KLL)),
+                "carrier": ColumnProfile(rows=842, categories={"UA": 500, "AA": 342}),
+            },
+            label=ColumnProfile(rows=842, missing=30, categories={"0.0": 620, "1.0": 192}),
+            slices={
+                "carrier": {
+                    "UA": SliceProfile(rows=500, labelled=480, label_sum=101.0),
+                    "AA": SliceProfile(rows=342, labelled=332, label_sum=91.0),
+                }
+            },
+        ),
+        dataset_version=412,
+    ),
     Decision(
         pipeline="flights",
         window=_WINDOW,
@@ -209,11 +232,27 @@ _ALL: tuple[Announcement, ...] = (
         reason="every(windows=7) fired",
         evaluations=[
             Evaluation(
-                condition="every(windows=7)", fired=True, score=7.0, threshold=7.0, reason="7 windows closed"
-            )
+                condition="every(windows=7)",
+                fired=True,
+                score=7.0,
+                threshold=7.0,
+                reason="7 windows closed",
+                forecast_windows=0.0,
+            ),
+            Evaluation(
+                condition="drift()",
+                fired=False,
+                score=0.013,
+                threshold=0.02,
+                reason="distance is 0.013 off, p 0.2 over 4 (holm); below 0.02",
+                reference=f"the windows of the last training, {_WINDOW}",
+                forecast_windows=3.5,
+                scores={"distance": 0.013, "carrier": 0.008},
+            ),
         ],
         dataset_version=412,
         job_id=_JOB,
+        training=Window(start_ms=_START_MS, end_ms=_START_MS + 7 * _DAY_MS),
     ),
     JobRequested(
         job_id=_JOB,

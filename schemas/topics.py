@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import dead_letter, decision, job, model, prediction, raw, window
+from . import dead_letter, decision, job, model, prediction, profile, raw, window
 from .contract import Announcement
 from .examples import example_of
 
@@ -217,6 +217,15 @@ WINDOWS = _announced(
     consumers=("engineers", "trigger"),
     key="pipeline",
 )
+PROFILES = _announced(
+    "tidemill.profiles",
+    "What each closed window's rows look like, column by column: the ground that drift is judged on.",
+    profile.WindowProfiled,
+    producer="stream worker",
+    consumers=("trigger", "engineers"),
+    key="pipeline",
+    max_bytes=16_777_216,
+)
 DECISIONS = _announced(
     "tidemill.decisions",
     "Every evaluation of a trigger, yes and no.",
@@ -285,6 +294,7 @@ TOPICS: tuple[Topic, ...] = (
     DEAD_LETTERS,
     FEATURES,
     WINDOWS,
+    PROFILES,
     DECISIONS,
     JOBS,
     MODELS,

@@ -22,9 +22,11 @@ from schemas.contract import Announcement
 from schemas.decision import Decision
 from schemas.envelope import ARROW_STREAM, Envelope, wrap
 from schemas.features import AsOf
-from schemas.window import Summary, WindowAmended, WindowClosed
+from schemas.profile import Profile, WindowProfiled
+from schemas.window import Summary, Window, WindowAmended, WindowClosed
 from streams.ingest import source_schema
 from streams.pipeline import Pipeline
+from streams.profiling import profiling
 from streams.summary import merge
 from streams.training import job_for
 from streams.trigger import History, decide
@@ -107,6 +109,7 @@ class Announcer:
         self._configuration = configuration_sha256
         self._source = f"/tidemill/{pipeline.name}"
         self._remembered = columns_to_remember(pipeline)
+        self._profiling = profiling(pipeline, list(source_schema(pipeline.source)))
 
     def apply(self, commit: Commit) -> list[Announced]:
         """Take one commit in; give what it has to announce, in the order to publish it."""
@@ -195,15 +198,29 @@ class Announcer:
         events = progress.tail.get(self.pipeline.source.topic)
         labels = progress.tail.get(self.spec.label.source) if self.spec.label else None
         labelled = self._labelled(closing, events, labels)
-        for start_ms in closing:
+        profiles = self._profiles([window.window(start_ms) for start_ms in closing])
+        for start_ms, profile in zip(closing, profiles, strict=True):
             closed = WindowClosed(
                 **self._statement(commit, start_ms, progress.open.pop(start_ms)),
                 labelled=labelled.get(start_ms, 0),
             )
             progress.closed[start_ms] = closed.summary
             announced.append(self._say(topics.WINDOWS.name, closed, commit))
-            announced += self._decide(commit, closed)
+            if self._profiling:
+                profiled = WindowProfiled(
+                    pipeline=closed.pipeline,
+                    window=closed.window,
+                    profile=profile,
+                    dataset_version=commit.version,
+                )
+                announced.append(self._say(topics.PROFILES.name, profiled, commit))
+            announced += self._decide(commit, closed, profile)
         return announced
+
+    def _profiles(self, windows: Sequence[Window]) -> list[Profile]:
+        """Of windows that close now: all of their rows are in the tail, and as far as their features look."""
+        tails = {t: self.progress.tail.get(t, pl.DataFrame(schema=c)) for t, c in self._remembered.items()}
+        return self._profiling.profiles(windows, tails[self.pipeline.source.topic], tails)
 
     def _amend(self, commit: Commit, start_ms: int, summary: Summary) -> list[Announced]:
         """Rows for a closed window: its summary so far and theirs. Rows that were refused amend nothing."""
@@ -250,12 +267,11 @@ class Announcer:
         )
         return dict(counted.iter_rows())
 
-    def _decide(self, commit: Commit, closed: WindowClosed) -> list[Announced]:
+    def _decide(self, commit: Commit, closed: WindowClosed, profile: Profile) -> list[Announced]:
         pipeline, progress = self.pipeline, self.progress
         if pipeline.train_when is None or pipeline.train is None:
             return []
-        fired, reason, evaluations = decide(pipeline.train_when, closed, progress.history)
-        progress.history = progress.history.after(closed, yes=fired)
+        fired, reason, evaluations = decide(pipeline.train_when, closed, progress.history, profile)
         decision_id = f"{pipeline.name}/{closed.window}/decision"
         job = None
         if fired:
@@ -269,15 +285,18 @@ class Announcer:
                 configuration_sha256=self._configuration,
                 requested_ms=commit.time_ms,
             )
+        seen = job.experiment.training if job else None
         decision = Decision(
             pipeline=pipeline.name,
             window=closed.window,
-            verdict="yes" if fired else "no",
+            verdict="not_evaluated" if fired is None else "yes" if fired else "no",
             reason=reason,
             evaluations=evaluations,
             dataset_version=commit.version,
             job_id=job.job_id if job else None,
+            training=Window(seen.start_ms, seen.end_ms) if seen else None,
         )
+        progress.history = after_decision(progress.history, closed, decision, profile)
         announced = [self._say(topics.DECISIONS.name, decision, commit)]
         if job is not None:
             announced.append(self._say(topics.JOBS.name, job, commit))
@@ -306,6 +325,21 @@ class Announcer:
         for topic, tail in progress.tail.items():
             progress.tail[topic] = tail.filter(pl.col("_time") >= progress.tail_from_ms)
         progress.closed = remembered_windows(self.pipeline, progress.watermark_ms, progress.closed)
+
+
+def after_decision(
+    history: History, closed: WindowClosed, decision: Decision | None, profile: Profile | None
+) -> History:
+    """The trigger's history once a window is decided on: from the events alone, live and at a restart."""
+    if decision is None:
+        return history.after(closed, yes=False, profile=profile)
+    return history.after(
+        closed,
+        yes=decision.verdict == "yes",
+        evaluations=decision.evaluations,
+        profile=profile,
+        training=decision.training,
+    )
 
 
 _AMENDABLE_WINDOWS = 10_000
@@ -339,6 +373,7 @@ def columns_to_remember(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
             wanted[feature.source] |= set(feature.columns.values())
         else:
             wanted[feature.source] |= {c for how, c in feature.aggregates.values() if how != "count"}
+    wanted[spec.source] |= profiling(pipeline, list(source_schema(pipeline.source))).columns
     if spec.label is not None:
         wanted[spec.label.source] |= {spec.label.key, spec.label.column}
     return {

@@ -21,6 +21,7 @@ from streams.log import is_committed, read_commit, recall
 from streams.outbox import Outbox, standing
 from streams.pipeline import Pipeline
 from streams.positions import PositionLost
+from streams.profiling import beginning
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +124,7 @@ class Herald:
         progress = await asyncio.to_thread(
             recall, self.pipeline, self.uri, through_version=max(stands.version - 1, -1)
         )
-        progress.history = stands.history_before(stands.version)
+        progress.history = stands.history_before(stands.version, beginning(self.pipeline))
         self.totals.version = progress.version
         log.info(
             "announcing",

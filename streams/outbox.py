@@ -19,12 +19,19 @@ from schemas import topics
 from schemas.contract import type_of
 from schemas.decision import Decision
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap_as
+from schemas.profile import Profile, WindowProfiled
 from schemas.window import WindowClosed
-from streams.announce import Announced
+from streams.announce import Announced, after_decision
 from streams.ledger import Partition
 from streams.trigger import History
 
-OUTBOX_TOPICS = (topics.FEATURES.name, topics.WINDOWS.name, topics.DECISIONS.name, topics.JOBS.name)
+OUTBOX_TOPICS = (
+    topics.FEATURES.name,
+    topics.WINDOWS.name,
+    topics.PROFILES.name,
+    topics.DECISIONS.name,
+    topics.JOBS.name,
+)
 # Of these only what the newest version announced is asked for: never more than a few records, among
 # those of other pipelines and of trainers. What lies further back would be announced again, by the same id.
 _TAILS = {topics.FEATURES.name: 200, topics.JOBS.name: 5_000}
@@ -37,16 +44,22 @@ class Standing:
     version: int = -1
     ids: set[str] = field(default_factory=set)
     closed: list[WindowClosed] = field(default_factory=list)
-    verdicts: dict[str, bool] = field(default_factory=dict)
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
 
-    def history_before(self, version: int) -> History:
+    def history_before(self, version: int, beginning: History) -> History:
         """The trigger's history of all windows that closed before a version."""
-        history = History()
-        for window in self.closed:
-            if self.versions[window.event_id()] < version:
-                yes = self.verdicts.get(f"{window.pipeline}/{window.window}/decision", False)
-                history = history.after(window, yes=yes)
+        history = beginning
+        for closed in self.closed:
+            if self.versions[closed.event_id()] < version:
+                name = f"{closed.pipeline}/{closed.window}"
+                history = after_decision(
+                    history,
+                    closed,
+                    self.decisions.get(f"{name}/decision"),
+                    self.profiles.get(f"{name}/profile"),
+                )
         return history
 
 
@@ -70,7 +83,9 @@ async def standing(connection: Connection, pipeline: str) -> Standing:
         if envelope.type == type_of(WindowClosed):
             found.closed.append(unwrap_as(envelope, WindowClosed))
         elif envelope.type == type_of(Decision):
-            found.verdicts[envelope.id] = unwrap_as(envelope, Decision).verdict == "yes"
+            found.decisions[envelope.id] = unwrap_as(envelope, Decision)
+        elif envelope.type == type_of(WindowProfiled):
+            found.profiles[envelope.id] = unwrap_as(envelope, WindowProfiled).profile
     found.closed.sort(key=lambda window: (found.versions[window.event_id()], window.window))
     if by_version:
         found.version = max(by_version)

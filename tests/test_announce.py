@@ -14,9 +14,11 @@ from polars.testing import assert_frame_equal
 
 from infra.dataset import Dataset
 from infra.point_in_time import compute
+from schemas.decision import Decision
 from schemas.envelope import unwrap_as
 from schemas.features import AsOf, Trailing
-from schemas.topics import DECISIONS, FEATURES, JOBS, WINDOWS
+from schemas.profile import WindowProfiled
+from schemas.topics import DECISIONS, FEATURES, JOBS, PROFILES, WINDOWS
 from schemas.window import WindowAmended, WindowClosed
 from streams.announce import Announced, Announcer, Commit, Progress
 from streams.clean import between, dedupe
@@ -25,9 +27,20 @@ from streams.ledger import Ledger
 from streams.log import read_commit, recall
 from streams.outbox import Standing
 from streams.pipeline import Labels, Pipeline, Source
+from streams.profiling import beginning
 from streams.tag import Tag
 from streams.training import Training, better_than_champion, last
-from streams.trigger import cooldown, every, labelled
+from streams.trigger import (
+    bias,
+    cooldown,
+    drift,
+    edge_cases,
+    every,
+    hysteresis,
+    label_drift,
+    labelled,
+    sustained,
+)
 from streams.watermark import of_pipeline
 from streams.window import Tumbling
 from tests.stream_fixtures import frame_of, heartbeat_headers
@@ -67,7 +80,10 @@ PIPELINE = Pipeline(
         Trailing(source="events", by=("place",), over_ms=500, aggregates={"mean_value": ("mean", "value")}),
     ],
     window=Tumbling("1s", lateness="200ms"),
-    train_when=every(windows=2) & labelled(rows=3) & cooldown("1s"),
+    # Drift and bias watch too: what they look back on must survive a restart.
+    train_when=(every(windows=2) & labelled(rows=3) & cooldown("1s"))
+    | hysteresis(drift(minimum_rows=5), release=0.01) & sustained(drift("value", psi=0.1), windows=2)
+    | (label_drift(minimum_rows=5) | bias("place", minimum_rows=5) | edge_cases("high", rows=1_000)),
     train=Training("nowhere:train", data=last(windows=3)),
     publish_when=better_than_champion("auc"),
 )
@@ -158,7 +174,9 @@ def stood(announced: list[Announced], before: int) -> Standing:
         if each.topic == WINDOWS.name and envelope.type == "tidemill.window.closed.v1":
             found.closed.append(unwrap_as(envelope, WindowClosed))
         elif each.topic == DECISIONS.name:
-            found.verdicts[envelope.id] = b'"verdict":"yes"' in envelope.data
+            found.decisions[envelope.id] = unwrap_as(envelope, Decision)
+        elif each.topic == PROFILES.name:
+            found.profiles[envelope.id] = unwrap_as(envelope, WindowProfiled).profile
     return found
 
 
@@ -167,17 +185,18 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[An
     """A dataset, and what a fold in one go announces of each version from memory."""
     uri = tmp_path_factory.mktemp("announce") / "p"
     commits = committed(uri, seed=7)
-    fold = announcer(uri, Progress(version=0))
+    fold = announcer(uri, Progress(version=0, history=beginning(PIPELINE)))
     return uri, [fold.apply(commit) for commit in commits]
 
 
 def test_the_case_holds_all_that_can_be_announced(folded: tuple[Path, list[list[Announced]]]) -> None:
     flat = [each for announced in folded[1] for each in announced]
     kinds = {each.envelope.type for each in flat}
-    assert {each.topic for each in flat} == {FEATURES.name, WINDOWS.name, DECISIONS.name, JOBS.name}
+    topics = {FEATURES.name, WINDOWS.name, PROFILES.name, DECISIONS.name, JOBS.name}
+    assert {each.topic for each in flat} == topics
     assert {"tidemill.window.closed.v1", "tidemill.window.amended.v1"} <= kinds
     verdicts = {msgspec.json.decode(e.envelope.data)["verdict"] for e in flat if e.topic == DECISIONS.name}
-    assert verdicts == {"yes", "no"}
+    assert verdicts == {"yes", "no", "not_evaluated"}
     ids = [each.envelope.id for each in flat]
     assert len(ids) == len(set(ids))
 
@@ -189,7 +208,7 @@ def test_a_fold_taken_up_again_at_any_version_announces_the_same(
     for start in range(0, len(whole), 4):
         progress = recall(PIPELINE, str(uri), through_version=start)
         history = [each for announced in whole[:start] for each in announced]
-        progress.history = stood(history, start).history_before(start + 1)
+        progress.history = stood(history, start).history_before(start + 1, beginning(PIPELINE))
         fold = announcer(uri, progress)
         for version in range(start + 1, min(start + 4, len(whole)) + 1):
             again = fold.apply(read_commit(PIPELINE, str(uri), version))
@@ -206,7 +225,7 @@ def test_a_fold_that_starts_anew_before_every_commit_announces_the_same(
     said: list[Announced] = []
     for version in range(1, len(whole) + 1):
         progress = recall(PIPELINE, str(uri), through_version=version - 1)
-        progress.history = stood(said, version).history_before(version)
+        progress.history = stood(said, version).history_before(version, beginning(PIPELINE))
         said += announcer(uri, progress).apply(read_commit(PIPELINE, str(uri), version))
     assert said == [each for announced in whole for each in announced]
 

@@ -10,8 +10,10 @@ from schemas.decision import Evaluation
 from schemas.window import Summary, Window, WindowClosed
 from streams.training import job_id
 from streams.trigger import (
+    Answer,
     Condition,
     History,
+    Look,
     any_of,
     at_least,
     cooldown,
@@ -39,17 +41,24 @@ def closed(hour: int = 0, *, rows: int = 10) -> WindowClosed:
 class Fixed(Condition):
     """A condition whose answer is given; it notes that it was asked."""
 
-    def __init__(self, name: str, *, fires: bool) -> None:
+    def __init__(self, name: str, *, fires: bool | None) -> None:
         self.name, self.fires = name, fires
 
-    def evaluate(self, window: WindowClosed, history: History) -> tuple[bool, list[Evaluation]]:
-        return self.fires, [
-            Evaluation(condition=self.name, fired=self.fires, score=None, threshold=None, reason="given")
-        ]
+    def evaluate(self, look: Look) -> Answer:
+        said = self.fires is not None
+        part = Evaluation(
+            condition=self.name,
+            fired=bool(self.fires),
+            evaluated=said,
+            score=None,
+            threshold=None,
+            reason="given",
+        )
+        return Answer(self.fires, [part])
 
 
-def fires(condition: Condition) -> bool:
-    return condition.evaluate(closed(), History())[0]
+def fires(condition: Condition) -> bool | None:
+    return condition.evaluate(Look(closed(), History())).fired
 
 
 booleans = st.booleans().map(lambda b: Fixed("c", fires=b))

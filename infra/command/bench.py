@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.progress import Progress
+from rich.table import Table
 
-from infra.command.app import app, console, settings
+from infra.command.app import answers, app, console, settings
 
-bench = typer.Typer(name="bench", help="Measure: ingest beside its peers, faults.", no_args_is_help=True)
+bench = typer.Typer(name="bench", help="Measure: ingest beside its peers, faults, drift.", no_args_is_help=True)
 app.add_typer(bench)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -71,3 +74,36 @@ def ingest(
         print(json.dumps(result.as_json()))
     if result.faults():
         raise typer.Exit(1)
+
+
+@bench.command()
+def drift(
+    windows: Annotated[int, typer.Option(min=0, help="Windows without drift, of 2,000 rows.")] = 1000,
+    large: Annotated[int, typer.Option(min=0, help="The same, of 100,000 rows.")] = 60,
+    shifted: Annotated[int, typer.Option(min=0, help="Of 100,000 rows, one column .1 sigma off.")] = 20,
+    seed: Annotated[int, typer.Option(help="What is made up depends on it alone.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """False alarms of `drift()` without drift, and how many small shifts it finds at the first window."""
+    from loadtest.drift import measure
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("judging windows", total=windows + large + shifted)
+
+        def step() -> None:
+            bar.advance(task)
+
+        results = [
+            measure(windows=windows, rows=2_000, reference_windows=7, shifted=0, seed=seed, progress=step),
+            measure(
+                windows=large, rows=100_000, reference_windows=3, shifted=shifted, seed=seed, progress=step
+            ),
+        ]
+    if as_json:
+        print(json.dumps([asdict(result) for result in results]))
+        return
+    table = Table("rows a window", "without drift", "false alarms", "shifted .1 sigma", "found", "CPU ms")
+    for each in results:
+        counts = (each.rows, each.windows, each.false_alarms, each.shifted, each.found)
+        table.add_row(*(f"{count:,}" for count in counts), f"{each.cpu_ms_per_window:.1f}")
+    answers.print(table)

@@ -1,0 +1,98 @@
+"""Which columns of a pipeline its windows are profiled by, and the profiles of windows as they close."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from infra.point_in_time import compute, with_labels
+from schemas.features import FeatureSpec
+from schemas.profile import Profile
+from schemas.window import Window
+from streams.pipeline import Pipeline
+from streams.profile import profile_of
+from streams.tag import Slice
+from streams.trigger import History, watched_by
+
+
+@dataclass(frozen=True, slots=True)
+class Profiling:
+    """What is profiled of the main source: own columns, computed features, slices, and the label."""
+
+    own: tuple[str, ...]
+    computed: tuple[str, ...]
+    slices: tuple[str, ...]
+    spec: FeatureSpec
+
+    @property
+    def columns(self) -> set[str]:
+        """Columns of the main source that it reads."""
+        return {*self.own, *self.slices}
+
+    def __bool__(self) -> bool:
+        return bool(self.own or self.computed or self.slices or self.spec.label)
+
+    def profiles(
+        self, windows: Sequence[Window], rows: pl.DataFrame, sources: Mapping[str, pl.DataFrame]
+    ) -> list[Profile]:
+        """The profile of each window.
+
+        Args:
+            rows: of the main source, with meta columns; all that lie in these windows, and perhaps others.
+            sources: by topic, rows that features and labels look at.
+        """
+        if not self or not windows:
+            return [Profile() for _ in windows]
+        first_ms, end_ms = min(w.start_ms for w in windows), max(w.end_ms for w in windows)
+        rows = rows.filter(pl.col("_time") >= first_ms, pl.col("_time") < end_ms)
+        label = self.spec.label
+        if label is not None and label.source in sources:
+            # The label's column may have the name of one of these, which is null here.
+            rows = with_labels(rows.drop(label.column, strict=False), sources[label.source], label)
+        rows = rows.sort("_time", "_partition", "_offset", "_row")
+        if self.computed:
+            features = compute(rows, sources, self.spec).select(self.computed)
+            rows = pl.concat([rows.drop(self.computed, strict=False), features], how="horizontal")
+        times = rows.get_column("_time").to_numpy()
+        starts = times.searchsorted([w.start_ms for w in windows])
+        ends = times.searchsorted([w.end_ms for w in windows])
+        return [
+            profile_of(
+                rows[int(start) : int(end)],
+                (*self.own, *self.computed),
+                label=label.column if label is not None and label.column in rows.columns else None,
+                slices=self.slices,
+            )
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+
+def profiling(pipeline: Pipeline, columns: Sequence[str]) -> Profiling:
+    """What a pipeline's windows are profiled by: its features' own columns, and what its trigger watches.
+
+    Features that are computed from other sources are profiled only where the trigger watches them: that costs
+    their computation once more.
+
+    Args:
+        columns: those of the main source.
+    """
+    spec, watched = pipeline.spec(), watched_by(pipeline.train_when)
+    named = {t.column for t in pipeline.tag if isinstance(t, Slice)} | watched.slices
+    computed = [name for feature in spec.features for name in feature.names()]
+    return Profiling(
+        own=tuple(c for c in columns if c in {*spec.columns, *watched.columns}),
+        computed=tuple(c for c in computed if watched.features or c in watched.columns),
+        slices=tuple(c for c in columns if c in named),
+        spec=spec,
+    )
+
+
+def beginning(pipeline: Pipeline) -> History:
+    """The history before any window: empty, and told what to remember."""
+    watched = watched_by(pipeline.train_when)
+    windows = watched.windows
+    if pipeline.train is not None and pipeline.train_when is not None:
+        windows = max(windows, pipeline.train.data.windows + pipeline.publish_when.windows)
+    return History(keep=windows, spans=watched.references)
