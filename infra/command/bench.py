@@ -13,7 +13,9 @@ from rich.table import Table
 
 from infra.command.app import answers, app, console, settings
 
-bench = typer.Typer(name="bench", help="Measure: ingest beside its peers, faults, drift.", no_args_is_help=True)
+bench = typer.Typer(
+    name="bench", help="Measure: ingest beside its peers, faults, drift.", no_args_is_help=True
+)
 app.add_typer(bench)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
