@@ -13,6 +13,7 @@ from schemas.errors import InvalidConfiguration
 from streams import trial
 from streams.check_features import features, labels
 from streams.check_training import training
+from streams.check_trigger import trigger
 from streams.clean import Cleaning, Dedupe, Rule
 from streams.columns import schema_of
 from streams.declared import InvalidPipeline, Place, Problem, nearest
@@ -60,6 +61,7 @@ def problems(pipeline: Pipeline) -> Iterator[Problem]:
     yield from _tags(pipeline, schemas[pipeline.source.topic])
     yield from features(pipeline, schemas)
     yield from labels(pipeline, schemas)
+    yield from trigger(pipeline, schemas[pipeline.source.topic])
     yield from training(pipeline)
 
 

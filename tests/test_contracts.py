@@ -251,6 +251,7 @@ def test_an_envelope_comes_back_as_it_was_sent(**parts: Any) -> None:
     assert open_record(*envelope.record()) == envelope
 
 
+@settings(deadline=None)
 @given(
     key=st.none() | st.binary(max_size=50),
     value=st.none() | st.binary(max_size=200),

@@ -20,7 +20,7 @@ from streams.clean import between, dedupe, require, rule
 from streams.pipeline import Labels, Pipeline, Source
 from streams.tag import Slice, Tag
 from streams.training import Training, last
-from streams.trigger import every
+from streams.trigger import bias, drift, edge_cases, every, first, hysteresis, label_drift
 from streams.window import Tumbling
 
 weather = Source("weather.hourly", schema=Weather, event_time="observed", key="origin")
@@ -108,6 +108,22 @@ MISTAKES = [
         "rename one",
     ),
     ("    train_when=every(windows=7),\n", "", "never asked for", "train_when"),
+    (
+        "train_when=every(windows=7)",
+        'train_when=drift("distnace") | every(windows=7)',
+        "'distnace'",
+        "'distance'?",
+    ),
+    (
+        "train_when=every(windows=7)",
+        'train_when=hysteresis(drift("distance"), release=0.1) | bias("carrier")',
+        "nothing to hold a window against",
+        "first(windows=…)",
+    ),
+    ("train_when=every(windows=7)", "train_when=every(windows=7) & drift()", "nothing to hold", "first("),
+    ("train_when=every(windows=7)", 'train_when=first(windows=2) | bias("carier")', "'carier'", "'carrier'?"),
+    ("train_when=every(windows=7)", 'train_when=edge_cases("fra", rows=9)', "no tag is called", "'far'?"),
+    ("train_when=every(windows=7)", 'train_when=edge_cases("late", rows=9)', "never count", "another tag"),
     ("flights:train", "flights:trian", "has no 'trian'", "did you mean 'train'?"),
     (
         "trainers.models.flights",
