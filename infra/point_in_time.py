@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import polars as pl
 
 from infra.dataset import META, Dataset
+from infra.span import Asked, Codes, Ints, Layout, combined
 from schemas.features import AsOf, Feature, FeatureSpec, Label, Trailing
 
 ORDER = ("_time", "_partition", "_offset", "_row")
+_EVENTS = ""  # no topic has that name
 
 
 def compute(events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], spec: FeatureSpec) -> pl.DataFrame:
@@ -29,12 +32,11 @@ def compute(events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], spec: Fea
     Returns:
         The key column, `_time`, `_tags`, and `spec.names()`.
     """
-    frame = events.sort(ORDER).with_row_index("_position")
-    lookup = _Lookup(frame, sources)
-    answers = [_feature(lookup, feature) for feature in spec.features]
+    frame = events.sort(ORDER)
+    lookup = _Lookup(frame, sources, spec.features)
     # The key may be a feature too; it stands once.
     own = dict.fromkeys([spec.key, "_time", "_tags", *spec.columns])
-    return pl.concat([frame.select(*own), *answers], how="horizontal")
+    return frame.select(*own).hstack([c for feature in spec.features for c in _feature(lookup, feature)])
 
 
 def with_labels(rows: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.DataFrame:
@@ -118,119 +120,92 @@ def _reads(features: Sequence[Feature]) -> dict[str, tuple[int, list[str]]]:
 class _Lookup:
     """The sources, made ready once for all features of one call.
 
-    Each source is sorted once. For each way of grouping it, the row at or before a time is found once for
-    each time that is asked for: the event's own, and the beginnings of the trailing spans.
+    Each source is sorted once and laid out once for each way of grouping it. How many of its rows are
+    known at a time is found once for each time that is asked for: the event's own, and the beginnings of
+    the trailing spans.
     """
 
-    def __init__(self, events: pl.DataFrame, sources: Mapping[str, pl.DataFrame]) -> None:
+    def __init__(
+        self, events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], features: Sequence[Feature]
+    ) -> None:
         self.events = events
+        self._times_ms = events.get_column("_time").to_numpy()
         self._sources = sources
+        self._reads = _reads(features)
+        self._codes: dict[str, Codes] = {}
+        self._coded: dict[tuple[str, str], Ints] = {}
+        self._asked: dict[tuple[str, ...], Asked] = {}
         self._sorted: dict[str, pl.DataFrame] = {}
-        self._known: dict[tuple[str, tuple[str, ...]], pl.DataFrame] = {}
-        self._at: dict[tuple[str, tuple[str, ...], int, int | None], pl.Series] = {}
-        self._sums: dict[tuple[str, tuple[str, ...], str], tuple[pl.Series, pl.Series]] = {}
+        self._layouts: dict[tuple[str, tuple[str, ...]], Layout] = {}
+        self._ranks: dict[tuple[str, int], Ints] = {}
+        self._ends: dict[tuple[str, tuple[str, ...], int], Ints] = {}
 
-    def known(self, feature: Feature) -> pl.DataFrame:
-        """Rows that the feature may look at, in the order of event time; a null key matches nothing."""
+    def layout(self, feature: Feature) -> Layout:
+        """Rows of the feature's source by its groups; a null key matches nothing."""
         key = (feature.source, feature.by)
-        if key not in self._known:
-            if feature.source not in self._sorted:
-                self._sorted[feature.source] = self._sources[feature.source].sort(ORDER)
-            rows = self._sorted[feature.source]
-            self._known[key] = rows.drop_nulls(feature.by) if feature.by else rows
-        return self._known[key]
+        if key not in self._layouts:
+            rows = self._known(feature.source)
+            if feature.by not in self._asked:
+                self._asked[feature.by] = Asked(self._groups(_EVENTS, self.events, feature.by))
+            groups = self._groups(feature.source, rows, feature.by)
+            self._layouts[key] = Layout(rows, groups, self._asked[feature.by])
+        return self._layouts[key]
 
-    def at(self, feature: Feature, *, back_ms: int = 0, tolerance_ms: int | None = None) -> pl.Series:
-        """Position in `known` of the newest row at or before each event's `_time - back_ms`, or null."""
-        key = (feature.source, feature.by, back_ms, tolerance_ms)
-        if key not in self._at:
-            by = list(feature.by)
-            rows = self.known(feature).select("_time", *by).with_row_index("_at")
-            asked = self.events.select(pl.col("_time") - back_ms, *by)
-            self._at[key] = asked.join_asof(
-                rows.with_columns(pl.col("_time").set_sorted()),
-                on="_time",
-                by=by or None,
-                strategy="backward",
-                tolerance=tolerance_ms,
-                check_sortedness=False,
-            ).get_column("_at")
-        return self._at[key]
+    def span(self, feature: Feature, back_ms: int) -> tuple[Ints, Ints]:
+        """For each event the slice [low, high) of the layout with event time in (t - back_ms, t]."""
+        return self._end(feature, back_ms), self._end(feature, 0)
 
-    def running(self, feature: Feature, column: str) -> tuple[pl.Series, pl.Series]:
-        """Running sum and running count of a column's values within its group, row by row of `known`."""
-        key = (feature.source, feature.by, column)
-        if key not in self._sums:
-            by = list(feature.by)
-            value = pl.col(column)
-            parts = (value.cast(pl.Float64).fill_null(0.0), value.is_not_null().cast(pl.Int64))
-            running = [p.cum_sum().over(by) if by else p.cum_sum() for p in parts]
-            sums = self.known(feature).select(total=running[0], count=running[1])
-            self._sums[key] = (sums.get_column("total"), sums.get_column("count"))
-        return self._sums[key]
+    def _end(self, feature: Feature, back_ms: int) -> Ints:
+        key = (feature.source, feature.by, back_ms)
+        if key not in self._ends:
+            self._ends[key] = self.layout(feature).before(self._rank(feature.source, back_ms))
+        return self._ends[key]
+
+    def _rank(self, source: str, back_ms: int) -> Ints:
+        """How many rows of a source have event time at or before t - back_ms."""
+        if (source, back_ms) not in self._ranks:
+            known_ms = self._known(source).get_column("_time").to_numpy()
+            self._ranks[source, back_ms] = np.searchsorted(known_ms, self._times_ms - back_ms, side="right")
+        return self._ranks[source, back_ms]
+
+    def _known(self, source: str) -> pl.DataFrame:
+        if source not in self._sorted:
+            columns = dict.fromkeys([*ORDER, *self._reads[source][1]])
+            self._sorted[source] = self._sources[source].select(*columns).sort(ORDER)
+        return self._sorted[source]
+
+    def _groups(self, name: str, rows: pl.DataFrame, by: Sequence[str]) -> Ints:
+        """Group of each row by the events' numbering; -1 where no event asks for it."""
+        for column in by:
+            if column not in self._codes:
+                self._codes[column] = Codes(self.events.get_column(column))
+            if (name, column) not in self._coded:
+                self._coded[name, column] = self._codes[column].of(rows.get_column(column))
+        counts = [self._codes[column].count for column in by]
+        return combined([self._coded[name, column] for column in by], counts, rows.height)
 
 
-def _feature(lookup: _Lookup, feature: Feature) -> pl.DataFrame:
+def _feature(lookup: _Lookup, feature: Feature) -> list[pl.Series]:
     return _as_of(lookup, feature) if isinstance(feature, AsOf) else _trailing(lookup, feature)
 
 
-def _as_of(lookup: _Lookup, feature: AsOf) -> pl.DataFrame:
-    known = lookup.known(feature)
-    at = lookup.at(feature, tolerance_ms=feature.max_age_ms)
-    columns = [known.get_column(column).gather(at).alias(name) for name, column in feature.columns.items()]
+def _as_of(lookup: _Lookup, feature: AsOf) -> list[pl.Series]:
+    layout = lookup.layout(feature)
+    # A row that is exactly as old as allowed counts.
+    low, high = lookup.span(feature, feature.max_age_ms + 1)
+    names = {name: pl.col(column) for name, column in feature.columns.items()}
+    found = layout.newest(low, high, {**names, **({feature.age: pl.col("_time")} if feature.age else {})})
     if feature.age:
-        age = lookup.events.get_column("_time") - known.get_column("_time").gather(at)
-        columns.append(age.alias(feature.age))
-    return pl.DataFrame(columns)
+        age = lookup.events.get_column("_time") - found.get_column(feature.age)
+        found = found.with_columns(age.alias(feature.age))
+    return found.get_columns()
 
 
-def _trailing(lookup: _Lookup, feature: Trailing) -> pl.DataFrame:
-    columns = []
-    for name, (how, column) in feature.aggregates.items():
-        if how in _BY_SUMS:
-            values = _by_running_sums(lookup, feature, how, column)
-        else:
-            values = _by_rolling(lookup.events, lookup.known(feature), feature, how, column)
-        columns.append(values.alias(name))
-    return pl.DataFrame(columns)
+def _trailing(lookup: _Lookup, feature: Trailing) -> list[pl.Series]:
+    layout = lookup.layout(feature)
+    low, high = lookup.span(feature, feature.over_ms)
 
+    def aggregate(how: str, column: str) -> pl.Series:
+        return pl.Series(high - low) if how == "count" else getattr(layout.column(column), how)(low, high)
 
-_BY_SUMS = ("mean", "sum", "count")
-
-
-def _by_running_sums(lookup: _Lookup, feature: Trailing, how: str, column: str) -> pl.Series:
-    """Over (t - over, t], as the difference of two running sums."""
-    # (t - over, t] excludes a row at exactly t - over, so the earlier sum includes it.
-    now, before = lookup.at(feature), lookup.at(feature, back_ms=feature.over_ms)
-
-    def between(running: pl.Series) -> pl.Series:
-        return running.gather(now).fill_null(0) - running.gather(before).fill_null(0)
-
-    if how == "count":
-        return between(lookup.running(feature, "_time")[1])
-    running_total, running_count = lookup.running(feature, column)
-    count, total = between(running_count), between(running_total)
-    value = total if how == "sum" else total / count
-    return pl.select(pl.when(count > 0).then(value)).to_series()
-
-
-def _by_rolling(
-    events: pl.DataFrame, known: pl.DataFrame, feature: Trailing, how: str, column: str
-) -> pl.Series:
-    """Minimum or maximum over (t - over, t]: events ride along as rows without a value."""
-    by = list(feature.by)
-    value = pl.col(column).alias("_value")
-    rows = known.select("_time", *by, value, pl.lit(None, dtype=pl.UInt32).alias("_position"))
-    asked = events.select(
-        "_time", *by, pl.lit(None, dtype=rows.schema["_value"]).alias("_value"), "_position"
-    )
-    rolling = pl.Expr.rolling_min_by if how == "min" else pl.Expr.rolling_max_by
-    extreme = rolling(pl.col("_value"), "_time", window_size=f"{feature.over_ms}i", closed="right")
-    return (
-        pl.concat([rows, asked])
-        .sort("_time", maintain_order=True)
-        .with_columns(extreme.over(by) if by else extreme)
-        .drop_nulls("_position")
-        .sort("_position")
-        .get_column("_value")
-    )
+    return [aggregate(*of).alias(name) for name, of in feature.aggregates.items()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -19,13 +18,15 @@ from schemas.dead_letter import Reason
 from schemas.envelope import ARROW_STREAM, JSON
 from schemas.topics import CONTENT_TYPE_HEADER, WATERMARK_HEADER
 from streams.arrow import OVERFLOW, NotRows, read_rows
-from streams.columns import Column, columns_of, takes_unknown_fields
+from streams.columns import Column, columns_of, into_columns, takes_unknown_fields
 from streams.refused import Refused, content_type_of, refuse_rows
 from streams.transport.frame import Frame
 
 MAX_RECORD_BYTES = 8 * 2**20
 """Most bytes of a record's value, once decompressed."""
 _FARTHEST_MS = 2**53
+# So many records become columns at a time: their values are still in the processor's cache when they do.
+_AT_A_TIME = 4096
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class Decoder:
         self.contract = contract
         self.columns = columns_of(contract)
         self._json = msgspec.json.Decoder(contract)
-        self._fields = [attrgetter(c.attribute) for c in self.columns]
+        self._take = into_columns(contract)
         self._empty = pl.DataFrame(schema=self._schema())
 
     def _schema(self) -> dict[str, Any]:
@@ -70,16 +71,18 @@ class Decoder:
             indices = range(len(frame)) if plain is None else plain
             index_of.append(pl.Series("_index", indices, dtype=pl.Int32))
             frame_of.append(pl.repeat(number, len(indices), dtype=pl.Int32, eager=True))
+        mixed = bool(tables) and bool(values)
         if tables:
             tables = [self._keeping_the_contract(frames, pl.concat(tables), decoded)]
         if values:
-            tables.append(
-                self._rows_of_json(frames, values, pl.concat(frame_of), pl.concat(index_of), decoded)
-            )
-        if len(tables) > 1:
-            decoded.rows = pl.concat(tables).sort("_frame", "_index", "_row")
-        elif tables:
-            decoded.rows = tables[0]
+            frame, index = pl.concat(frame_of), pl.concat(index_of)
+            for at in range(0, len(values), _AT_A_TIME):
+                part = slice(at, at + _AT_A_TIME)
+                tables.append(self._rows_of_json(frames, values[part], frame[part], index[part], decoded))
+        if tables:
+            decoded.rows = pl.concat(tables, rechunk=True)
+        if mixed:
+            decoded.rows = decoded.rows.sort("_frame", "_index", "_row")
         decoded.events = decoded.rows.height + len(decoded.refused)
         return decoded
 
@@ -136,54 +139,51 @@ class Decoder:
         index_of: pl.Series,
         decoded: Decoded,
     ) -> pl.DataFrame:
-        structs: list[msgspec.Struct] = []
+        columns: list[list[Any]] = [[None] * len(values) for _ in self.columns]
         bad: list[int] = []
-        records = iter(values)
+        good = 0
+        records = map(self._json.decode, values)
         while True:
-            try:
-                structs.extend(map(self._json.decode, records))
-            except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError) as error:
-                # The iterator already stands behind the bad record: note it and go on with the rest.
-                position = len(structs) + len(bad)
-                bad.append(position)
-                reason, rule = _why(str(error))
-                decoded.refused.append(
-                    Refused(frames[frame_of[position]], index_of[position], reason, rule, str(error))
-                )
-            else:
+            good, error = self._take(records, good, columns)
+            if error is None:
                 break
+            # The iterator already stands behind the bad record: note it and go on with the rest.
+            position = good + len(bad)
+            bad.append(position)
+            reason, rule = _why(str(error))
+            decoded.refused.append(
+                Refused(frames[frame_of[position]], index_of[position], reason, rule, str(error))
+            )
         if bad:
-            good = pl.int_range(len(values), eager=True).is_in(bad).not_()
-            frame_of, index_of = frame_of.filter(good), index_of.filter(good)
-        table = self._table(structs, frames, frame_of, index_of, decoded)
+            for column in columns:
+                del column[good:]
+            kept = pl.int_range(len(values), eager=True).is_in(bad).not_()
+            frame_of, index_of = frame_of.filter(kept), index_of.filter(kept)
+        table = self._table(columns, frames, frame_of, index_of, decoded)
         return table.with_columns(_row=pl.lit(0, dtype=pl.Int32))
 
     def _table(
         self,
-        structs: list[msgspec.Struct],
+        columns: list[list[Any]],
         frames: Sequence[Frame],
         frame_of: pl.Series,
         index_of: pl.Series,
         decoded: Decoded,
     ) -> pl.DataFrame:
-        if not structs:
+        if frame_of.is_empty():
             return self._empty.drop("_row")
-        # A list a column, never a tuple a row: tuples by the ten thousand set the cyclic garbage collector
-        # going, which took four fifths of all ingest.
-        columns = [list(map(field, structs)) for field in self._fields]
         try:
             series = [
                 pl.Series(c.name, v, dtype=c.dtype, strict=True)
                 for c, v in zip(self.columns, columns, strict=True)
             ]
         except (OverflowError, TypeError, UnicodeError, pl.exceptions.PolarsError):
-            return self._table_without_misfits(structs, columns, frames, frame_of, index_of, decoded)
+            return self._table_without_misfits(columns, frames, frame_of, index_of, decoded)
         return pl.DataFrame([*series, frame_of.alias("_frame"), index_of.alias("_index")])
 
     def _table_without_misfits(
         self,
-        structs: list[msgspec.Struct],
-        columns: list[list],
+        columns: list[list[Any]],
         frames: Sequence[Frame],
         frame_of: pl.Series,
         index_of: pl.Series,
@@ -204,8 +204,8 @@ class Decoder:
             decoded.refused.append(
                 Refused(frames[frame_of[position]], index_of[position], "out_of_range", column.name, detail)
             )
-        kept = [s for i, s in enumerate(structs) if i not in misfits]
-        good = pl.int_range(len(structs), eager=True).is_in(list(misfits)).not_()
+        kept = [[v for i, v in enumerate(values) if i not in misfits] for values in columns]
+        good = pl.int_range(len(frame_of), eager=True).is_in(list(misfits)).not_()
         return self._table(kept, frames, frame_of.filter(good), index_of.filter(good), decoded)
 
     def _rows_of_arrow(

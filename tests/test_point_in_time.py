@@ -141,3 +141,25 @@ def test_live_and_training_rows_are_the_same(tmp_path: Path) -> None:
     assert trained["late"].to_list() == [1.0] * 10
     early = examples(dataset, SPEC, version=version, start_ms=40, end_ms=50, label_known_by_ms=52)
     assert early["late"].to_list() == [1.0] * 5 + [None] * 5
+
+
+def test_a_group_with_absurd_values_does_not_take_the_digits_of_the_others() -> None:
+    spec = FeatureSpec(
+        source="flights",
+        key="id",
+        columns=("place",),
+        features=(
+            Trailing(
+                source="left",
+                by=("place",),
+                over_ms=15,
+                aggregates={"total": ("sum", "delay"), "mean": ("mean", "delay"), "least": ("min", "delay")},
+            ),
+        ),
+    )
+    flights = [(20, "a", None), (21, "b", None), (22, "c", None), (60, "b", None)]
+    left = [(10, "a", 1e300), (11, "b", 0.1), (12, "b", 0.2), (13, "a", -1e300), (14, "b", float("inf"))]
+    got = compute(table("flights", flights, "x"), {"left": table("left", left, "delay")}, spec)
+    assert got.get_column("total").to_list() == [0.0, 0.1 + 0.2, None, None]
+    assert got.get_column("mean").to_list() == [0.0, (0.1 + 0.2) / 2, None, None]
+    assert got.get_column("least").to_list() == [-1e300, 0.1, None, None]
