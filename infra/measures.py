@@ -28,10 +28,13 @@ def auc(truth: np.ndarray, chance: np.ndarray) -> float | None:
 
 def log_loss(truth: np.ndarray, chance: np.ndarray) -> float | None:
     """Mean negative log-likelihood, chances held off 0 and 1 by 1e-7. None without rows."""
-    if len(truth) == 0:
-        return None
+    return float(np.mean(log_losses(truth, chance))) if len(truth) else None
+
+
+def log_losses(truth: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood (N,) of each row, chances held off 0 and 1 by 1e-7."""
     sure = np.clip(chance, _TINY, 1 - _TINY)
-    return float(-np.mean(truth * np.log(sure) + (1 - truth) * np.log(1 - sure)))
+    return -(truth * np.log(sure) + (1 - truth) * np.log(1 - sure))
 
 
 def accuracy(truth: np.ndarray, chance: np.ndarray) -> float | None:

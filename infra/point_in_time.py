@@ -8,6 +8,7 @@ no source is read before all of its rows up to t are in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -39,22 +40,29 @@ def compute(events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], spec: Fea
     return frame.select(*own).hstack([c for feature in spec.features for c in _feature(lookup, feature)])
 
 
-def with_labels(rows: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.DataFrame:
+LABEL_TIME = "_label_time"
+PLACE = ("_partition", "_offset", "_row")
+
+
+def with_labels(
+    rows: pl.DataFrame, labels: pl.DataFrame, label: Label, *, provenance: bool = False
+) -> pl.DataFrame:
     """`rows` with the label's column; null where no label came within `label.within_ms`.
+
+    With `provenance`, the label's own event time stands beside it as `_label_time`.
 
     The first label of a key counts, by event time: a repeat or a correction changes nothing.
     """
     first = (
         labels.sort(ORDER)
         .unique(label.key, keep="first", maintain_order=True)
-        .select(label.key, label.column, _label_time="_time")
+        .select(label.key, label.column, pl.col("_time").alias(LABEL_TIME))
     )
-    in_time = pl.col("_label_time") - pl.col("_time") <= label.within_ms
-    return (
-        rows.join(first, on=label.key, how="left", maintain_order="left")
-        .with_columns(pl.when(in_time).then(pl.col(label.column)).alias(label.column))
-        .drop("_label_time")
+    in_time = pl.col(LABEL_TIME) - pl.col("_time") <= label.within_ms
+    joined = rows.join(first, on=label.key, how="left", maintain_order="left").with_columns(
+        pl.when(in_time).then(pl.col(label.column)).alias(label.column)
     )
+    return joined if provenance else joined.drop(LABEL_TIME)
 
 
 def examples(
@@ -65,34 +73,59 @@ def examples(
     start_ms: int,
     end_ms: int,
     label_known_by_ms: int | None = None,
+    provenance: bool = False,
 ) -> pl.DataFrame:
     """Examples of the events in [start_ms, end_ms) at a dataset version, sorted by event time.
 
     Args:
         label_known_by_ms: ignore labels with event time at or after this; None takes all that the
             version holds.
+        provenance: keep what no model may see: each event's `_partition`, `_offset` and `_row`, and the
+            label's own event time `_label_time`.
 
     Returns:
         Key, `_time`, `_tags`, `spec.names()` and, if the spec has one, the label's column.
     """
     names = [spec.key, *spec.columns, *(c for f in spec.features for c in f.by if _is_own(f, c, spec))]
+    asked = spans(spec, start_ms=start_ms, end_ms=end_ms, label_known_by_ms=label_known_by_ms)
 
-    def read(source: str, first_ms: int, last_ms: int, columns: Sequence[str]) -> pl.DataFrame:
-        return dataset.rows(source, version=version, start_ms=first_ms, end_ms=last_ms, columns=columns)
+    def read(source: str, columns: Sequence[str], span: tuple[int, int]) -> pl.DataFrame:
+        return dataset.rows(source, version=version, start_ms=span[0], end_ms=span[1], columns=columns)
 
-    events = read(spec.source, start_ms, end_ms, names)
+    events = read(spec.source, names, asked.events)
     sources = {
-        source: read(source, start_ms - horizon_ms, end_ms, columns)
-        for source, (horizon_ms, columns) in _reads(spec.features).items()
+        source: read(source, columns, asked.features[source])
+        for source, (_, columns) in _reads(spec.features).items()
     }
     rows = compute(events, sources, spec)
+    if provenance:
+        rows = rows.with_columns(events.sort(ORDER).select(PLACE))
     if spec.label is None:
         return rows
-    until = end_ms + spec.label.within_ms
+    labels = read(spec.label.source, [spec.label.key, spec.label.column], asked.labels)
+    return with_labels(rows, labels, spec.label, provenance=provenance)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spans:
+    """Which event times are read for a range's examples: of events, of each feature's source, of labels."""
+
+    events: tuple[int, int]
+    features: dict[str, tuple[int, int]]
+    labels: tuple[int, int]
+
+
+def spans(spec: FeatureSpec, *, start_ms: int, end_ms: int, label_known_by_ms: int | None = None) -> Spans:
+    """What `examples` reads, each span half-open in epoch ms."""
+    horizons = {source: horizon_ms for source, (horizon_ms, _) in _reads(spec.features).items()}
+    until = end_ms + (spec.label.within_ms if spec.label else 0)
     if label_known_by_ms is not None:
         until = min(until, label_known_by_ms)
-    labels = read(spec.label.source, start_ms, until, [spec.label.key, spec.label.column])
-    return with_labels(rows, labels, spec.label)
+    return Spans(
+        events=(start_ms, end_ms),
+        features={source: (start_ms - horizon_ms, end_ms) for source, horizon_ms in horizons.items()},
+        labels=(start_ms, until),
+    )
 
 
 def _is_own(feature: Feature, column: str, spec: FeatureSpec) -> bool:

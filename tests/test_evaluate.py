@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from infra.measures import accuracy, auc, log_loss
 from schemas.job import Gate
-from schemas.model import Scores
-from trainers.evaluate import is_constant, score
+from schemas.model import Comparison, Difference, Finding, Scores
+from trainers.evaluate import is_constant, score, slice_masks
 from trainers.gate import judge
+from trainers.sanity import constant_answers
 
 # Few distinct values, so that ties are common.
 answered = st.lists(
@@ -60,7 +61,7 @@ def test_a_slice_is_scored_as_if_it_were_all_there_is(rows: list[tuple[int, floa
     truth, chance = columns(rows)
     kind = [f"k{i % kinds}" for i in range(len(rows))]
     frame = pl.DataFrame({"late": truth, "kind": kind})
-    scores = score(frame, "late", chance, slices=["kind"])
+    scores = score(frame, "late", chance, slices=slice_masks(frame, ["kind"]))
     assert scores.rows == len(rows)
     assert set(scores.slices) == {f"kind={k}" for k in kind}
     for name, of_slice in scores.slices.items():
@@ -72,7 +73,17 @@ def test_a_slice_is_scored_as_if_it_were_all_there_is(rows: list[tuple[int, floa
 
 def test_a_slice_column_may_hold_nulls_which_are_no_slice() -> None:
     frame = pl.DataFrame({"late": [0.0, 1.0, 1.0], "kind": ["a", None, "a"]})
-    assert set(score(frame, "late", np.array([0.1, 0.2, 0.9]), slices=["kind"]).slices) == {"kind=a"}
+    assert set(slice_masks(frame, ["kind"])) == {"kind=a"}
+
+
+def test_a_row_is_in_the_slice_of_each_of_its_tags() -> None:
+    frame = pl.DataFrame({"_tags": [["night", "long"], [], None, ["long"]]})
+    masks = slice_masks(frame, tags=True)
+    assert {name: mine.tolist() for name, mine in masks.items()} == {
+        "tag=long": [True, False, False, True],
+        "tag=night": [True, False, False, False],
+    }
+    assert slice_masks(frame) == {}
 
 
 @pytest.mark.parametrize(
@@ -83,40 +94,78 @@ def test_answers_are_constant_only_when_they_do_not_differ(chance: list[float], 
     assert is_constant(np.array(chance)) is expected
 
 
-def scores(value: float | None, rows: int = 1000, **slices: float) -> Scores:
-    return Scores(
-        rows=rows,
-        auc=value,
-        log_loss=None if value is None else 1 - value,
-        accuracy=value,
-        slices={f"kind={k}": {"rows": 100.0, "auc": v, "log_loss": 1 - v} for k, v in slices.items()},
+def scores(value: float | None, rows: int = 1000) -> Scores:
+    return Scores(rows=rows, auc=value, log_loss=None if value is None else 1 - value, accuracy=value)
+
+
+def apart(by: float, sure: float = 0.0, **slices: tuple[float, float]) -> Comparison:
+    """A comparison: better by so much, give or take; slices by name."""
+
+    def difference(value: float, give: float, rows: int = 1000) -> Difference:
+        return Difference(rows=rows, value=value, low=value - give, high=value + give)
+
+    return Comparison(
+        metric="auc",
+        method="made up",
+        confidence=0.95,
+        slice_confidence=0.975,
+        seed=0,
+        overall=difference(by, sure),
+        slices={f"kind={k}": difference(value, give, 100) for k, (value, give) in slices.items()},
     )
+
+
+@pytest.mark.parametrize(
+    ("gate", "better_by", "sure", "publish"),
+    [
+        (Gate(), 0.01, 0.0, True),
+        (Gate(), 0.0, 0.0, True),  # the same answers: nothing is lost
+        (Gate(), -0.01, 0.0, False),
+        (Gate(), 0.01, 0.02, False),  # progress that may be noise
+        (Gate(tolerance=0.02), -0.01, 0.0, True),
+        (Gate(tolerance=0.02), 0.0, 0.01, True),
+        (Gate(tolerance=0.02), 0.0, 0.03, False),  # may be worse by more than is tolerated
+    ],
+)
+def test_a_challenger_is_published_when_it_is_surely_no_worse_than_tolerated(
+    gate: Gate, better_by: float, sure: float, publish: bool
+) -> None:
+    verdict = judge(
+        gate,
+        champion=scores(0.7),
+        challenger=scores(0.7 + better_by),
+        has_champion=True,
+        comparison=apart(better_by, sure),
+    )
+    assert verdict.publish is publish, verdict.reason
+    assert f"{better_by:+.4f}" in verdict.reason
+    assert f"{better_by - sure:+.4f}" in verdict.reason
+
+
+TELLING = Finding(check="feature_tells_label", subject="x", value=1.0, limit=0.999, detail="is the label")
 
 
 @pytest.mark.parametrize(
     ("gate", "champion", "challenger", "said", "publish"),
     [
-        (Gate(), 0.70, 0.71, {}, True),
-        (Gate(), 0.70, 0.70, {}, True),
-        (Gate(), 0.70, 0.69, {}, False),
-        (Gate(tolerance=0.02), 0.70, 0.69, {}, True),
-        (Gate(metric="log_loss"), 0.70, 0.71, {}, True),
-        (Gate(metric="log_loss"), 0.70, 0.69, {}, False),
-        (Gate(metric="log_loss", tolerance=0.02), 0.70, 0.69, {}, True),
         (Gate(), 0.70, None, {}, False),
         (Gate(), 0.70, math.nan, {}, False),
         (Gate(minimum_rows=2000), 0.70, 0.90, {}, False),
-        (Gate(), 0.70, 0.90, {"constant": True}, False),
+        (Gate(), 0.70, 0.90, {"findings": [constant_answers("m")]}, False),
+        (Gate(), 0.70, 0.90, {"findings": [TELLING]}, False),
         (Gate(), 0.70, 0.90, {"champion_changed": True}, False),
         # The live model cannot answer these rows: it defends nothing.
         (Gate(), None, 0.55, {}, True),
     ],
 )
-def test_a_challenger_is_published_when_it_does_not_lose(
+def test_a_challenger_that_cannot_be_judged_or_trusted_is_refused(
     gate: Gate, champion: float | None, challenger: float | None, said: dict[str, Any], publish: bool
 ) -> None:
     live = None if champion is None else scores(champion)
-    verdict = judge(gate, champion=live, challenger=scores(challenger), has_champion=True, **said)
+    known = None if live is None else apart(0.2)
+    verdict = judge(
+        gate, champion=live, challenger=scores(challenger), has_champion=True, comparison=known, **said
+    )
     assert verdict.publish is publish, verdict.reason
 
 
@@ -128,7 +177,8 @@ def test_a_challenger_is_published_when_it_does_not_lose(
         (Gate(first="refuse"), None, {}, False),
         (Gate(first="refuse"), scores(0.6), {}, True),
         (Gate(minimum_rows=2000), scores(0.6), {}, True),
-        (Gate(), scores(0.5), {"constant": True}, False),
+        (Gate(), scores(0.5), {"findings": [constant_answers("m")]}, False),
+        (Gate(), scores(0.99), {"findings": [TELLING]}, False),
     ],
 )
 def test_a_first_model_is_published_unless_the_gate_says_otherwise(
@@ -138,13 +188,33 @@ def test_a_first_model_is_published_unless_the_gate_says_otherwise(
     assert verdict.publish is publish, verdict.reason
 
 
-def test_a_slice_that_got_much_worse_refuses_a_better_whole() -> None:
-    gate = Gate(slices=("kind",), slice_tolerance=0.05)
-    old, new = scores(0.70, a=0.70, b=0.70), scores(0.75, a=0.80, b=0.60)
-    verdict = judge(gate, champion=old, challenger=new, has_champion=True)
-    assert not verdict.publish
-    assert "kind=b" in verdict.reason
-    assert "0.6000" in verdict.reason
+@pytest.mark.parametrize(
+    ("gate", "publish"),
+    [
+        (Gate(slice_tolerance=0.05), False),
+        (Gate(slice_tolerance=0.2), True),
+        (Gate(slice_tolerance=0.05, allowances={"kind": 0.2}), True),
+        (Gate(slice_tolerance=0.05, allowances={"kind=b": 0.2}), True),
+        (Gate(slice_tolerance=0.05, allowances={"kind": 0.2, "kind=b": 0.08}), False),
+        (Gate(slice_tolerance=0.05, slice_rows=200), True),
+    ],
+)
+def test_a_slice_that_got_worse_by_more_than_its_allowance_refuses_a_better_whole(
+    gate: Gate, publish: bool
+) -> None:
+    comparison = apart(0.05, a=(0.1, 0.02), b=(-0.1, 0.03))
+    verdict = judge(
+        gate, champion=scores(0.70), challenger=scores(0.75), has_champion=True, comparison=comparison
+    )
+    assert verdict.publish is publish, verdict.reason
+    if not publish:
+        assert "kind=b" in verdict.reason
+        assert "-0.1000" in verdict.reason
+
+
+def test_a_slice_that_may_be_worse_by_chance_alone_refuses_nothing() -> None:
+    comparison = apart(0.05, b=(-0.1, 0.11))
+    gate = Gate(slice_tolerance=0.05)
     assert judge(
-        Gate(slices=("kind",), slice_tolerance=0.2), champion=old, challenger=new, has_champion=True
+        gate, champion=scores(0.7), challenger=scores(0.75), has_champion=True, comparison=comparison
     ).publish

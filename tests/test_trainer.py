@@ -178,6 +178,12 @@ async def test_a_challenger_is_judged_beside_the_live_model_on_the_same_rows_and
     assert worse.champion.slices.keys() == {"place=A", "place=B"}
     assert worse.challenger.auc == pytest.approx(1 - worse.champion.auc, abs=0.1)  # type: ignore[operator]
     assert f"{worse.challenger.auc:.4f}" in worse.reason
+    assert second.manifest.comparison is not None
+    assert second.manifest.comparison.overall.low > 0
+    assert worse.comparison is not None
+    assert worse.comparison.overall.high < 0
+    assert worse.comparison.slices.keys() == worse.champion.slices.keys()
+    assert f"{worse.comparison.overall.low:+.4f}" in worse.reason
 
     third = await finish(seen, a_job(dataset, "good:train", "beside"))
     assert isinstance(third, ModelPublished)
@@ -258,8 +264,24 @@ async def test_a_model_that_answers_all_alike_is_refused_even_as_the_first(
     refused = await finish(seen, a_job(dataset, "good:constant", "constant"))
     assert isinstance(refused, ModelRefused)
     assert "every row alike" in refused.reason
+    assert [finding.check for finding in refused.findings] == ["constant_answers"]
     unjudged = await finish(seen, a_job(dataset, "good:constant", "constant", evaluation=None))
     assert isinstance(unjudged, ModelRefused)
+
+
+async def test_a_model_that_was_told_the_label_is_refused_with_the_feature_that_told(
+    seen: Topics, dataset: Path
+) -> None:
+    told = msgspec.structs.replace(SPEC, columns=(*SPEC.columns, "told"))
+    refused = await finish(seen, a_job(dataset, "good:train", "told", spec=told))
+    assert isinstance(refused, ModelRefused)
+    (finding,) = refused.findings
+    assert (finding.check, finding.subject, finding.value) == ("feature_tells_label", "told", 1.0)
+    assert "told: orders the labels" in refused.reason
+    trusting = Gate(tolerance=0.01, trusted=("told",))
+    assert isinstance(
+        await finish(seen, a_job(dataset, "good:train", "told", spec=told, gate=trusting)), ModelPublished
+    )
 
 
 async def test_without_an_evaluation_only_a_first_model_is_published(seen: Topics, dataset: Path) -> None:

@@ -166,7 +166,7 @@ def write_model_code(folder: Path) -> Path:
 def write_dataset(uri: Path, *, rows: int = ROWS, seed: int = 7) -> None:
     """Rows of three sources over `rows` minutes: what was asked, how warm it was, the truth an hour later.
 
-    `x` and the temperature decide the truth, with noise.
+    `x` and the temperature decide the truth, with noise; `told` is what no honest producer could know.
     """
     rng = np.random.default_rng(seed)
     times = np.arange(rows) * STEP_MS
@@ -178,7 +178,7 @@ def write_dataset(uri: Path, *, rows: int = ROWS, seed: int = 7) -> None:
     late = (x + 0.7 * felt + rng.normal(size=rows) * 0.7 > 0).astype(np.float64)
     ids = [f"e{i}" for i in range(rows)]
     frames = [
-        _frame("asked", times, id=ids, place=place, x=x),
+        _frame("asked", times, id=ids, place=place, x=x, told=late),
         _frame("air", np.repeat(air_times, 2), place=np.tile(["A", "B"], len(air_times)), temp=temps.ravel()),
         _frame("answered", times + HOUR_MS, id=ids, late=late),
     ]

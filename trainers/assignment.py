@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from schemas.job import JobRequested
-from schemas.model import Field, Lineage, Manifest, Scores
+from schemas.model import Comparison, Field, Finding, Lineage, Manifest, Scores
 
 
 class Assignment(Struct, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
 class Outcome(Struct, frozen=True, kw_only=True):
     """A challenger with its scores, its weights already in the store.
 
-    `constant`: it answers every row alike, which no gate needs to weigh.
+    `findings`: what no honest model has; the gate need not weigh anything else.
     """
 
     sha256: str
@@ -43,7 +43,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     lineage: Lineage
     champion: Scores | None
     challenger: Scores | None
-    constant: bool
+    comparison: Comparison | None
+    findings: list[Finding]
     rows: int
     train_s: float
     trained_ms: int

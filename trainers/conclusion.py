@@ -78,7 +78,8 @@ def conclude(
         champion=outcome.champion,
         challenger=outcome.challenger,
         has_champion=champion is not None,
-        constant=outcome.constant,
+        comparison=outcome.comparison,
+        findings=outcome.findings,
         champion_changed=_version(judged_against) != _version(champion),
     )
     if not verdict.publish:
@@ -89,6 +90,8 @@ def conclude(
             champion=outcome.champion,
             challenger=outcome.challenger,
             refused_ms=now_ms,
+            comparison=outcome.comparison,
+            findings=outcome.findings,
         )
         return Conclusion(succeeded=succeeded, refused=refused)
     manifest = Manifest(
@@ -106,6 +109,7 @@ def conclude(
         challenger=outcome.challenger,
         lineage=outcome.lineage,
         published_ms=now_ms,
+        comparison=outcome.comparison,
     )
     published = ModelPublished(name=experiment.model, manifest=manifest)
     if (size_bytes := len(msgspec.json.encode(published))) > LARGEST_BYTES:

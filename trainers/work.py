@@ -11,6 +11,7 @@ import importlib
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ import safetensors.torch
 import torch
 
 from infra.dataset import Dataset
-from infra.point_in_time import examples
+from infra.paired import compare
+from infra.point_in_time import LABEL_TIME, PLACE, examples
 from schemas.errors import Rejected
 from schemas.job import DatasetRange, Experiment
-from schemas.model import Field, Scores
+from schemas.model import Comparison, Field, Scores
 from trainers.architecture import network
 from trainers.artifact import ArtifactStore
 from trainers.assignment import Assignment, Outcome
 from trainers.context import Model, TrainingContext
-from trainers.evaluate import is_constant, score
+from trainers.evaluate import is_constant, score, slice_masks
 from trainers.lineage import lineage
 from trainers.loop import fit
+from trainers.sanity import constant_answers, findings
 
 _SANITY_ROWS = 10_000
 
@@ -60,6 +63,8 @@ def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]
     torch.set_num_threads(assignment.threads)
     train, code_sha256 = find_code(experiment)
     rows, judged = _read(experiment)
+    found = findings(rows, experiment.spec, trusted=experiment.gate.trusted)
+    rows = _without_provenance(rows)
     store = ArtifactStore(Path(assignment.artifacts))
     champion = _champion(assignment, store)
     warm = champion is not None and experiment.warm_start
@@ -91,8 +96,10 @@ def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     content = safetensors.torch.save(weights)
     digest = store.put(content)
-    challenger = _score(model, judged, experiment)
+    judgement = judge_on(judged, experiment, champion=champion, challenger=model)
     sample = rows.tail(_SANITY_ROWS) if judged is None or judged.height == 0 else judged
+    if is_constant(_predict(model, sample, experiment)):
+        found = [constant_answers(experiment.model), *found]
     return Outcome(
         sha256=digest,
         size_bytes=len(content),
@@ -101,9 +108,10 @@ def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]
         inputs=[Field(name=n, type=_type(rows.schema[n])) for n in experiment.spec.names()],
         example=rows.select(experiment.spec.names()).row(-1, named=True),
         lineage=origin,
-        champion=_score_champion(champion, judged, experiment),
-        challenger=challenger,
-        constant=is_constant(_predict(model, sample, experiment)),
+        champion=judgement.champion,
+        challenger=judgement.challenger,
+        comparison=judgement.comparison,
+        findings=found,
         rows=rows.height,
         train_s=train_s,
         trained_ms=trained_ms,
@@ -179,6 +187,7 @@ def _labelled(experiment: Experiment, span: DatasetRange, known_by_ms: int | Non
         start_ms=span.start_ms,
         end_ms=span.end_ms,
         label_known_by_ms=known_by_ms,
+        provenance=True,
     )
     return rows.drop_nulls(label).with_columns(pl.col(label).cast(pl.Float64))
 
@@ -245,22 +254,53 @@ def _predict(model: Any, rows: pl.DataFrame, experiment: Experiment) -> np.ndarr
     return chance
 
 
-def _score(model: Any, rows: pl.DataFrame | None, experiment: Experiment) -> Scores | None:
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Both models on the same rows; None where there is nothing to say."""
+
+    champion: Scores | None = None
+    challenger: Scores | None = None
+    comparison: Comparison | None = None
+
+
+def judge_on(
+    rows: pl.DataFrame | None, experiment: Experiment, *, champion: Any, challenger: Any
+) -> Judgement:
+    """Score champion and challenger overall, by slice and by tag, and say how sure their difference is.
+
+    A live model that cannot answer these rows defends nothing: it has no scores then.
+
+    Raises:
+        BadModelCode: the challenger does not answer in probabilities.
+    """
     if rows is None or rows.height == 0:
-        return None
-    chance = _predict(model, rows, experiment)
-    return score(rows, _label(experiment), chance, slices=experiment.gate.slices)
-
-
-def _score_champion(model: Any, rows: pl.DataFrame | None, experiment: Experiment) -> Scores | None:
-    """None too where the live model cannot answer these rows: it defends nothing then."""
-    if model is None:
-        return None
+        return Judgement()
+    gate, label = experiment.gate, _label(experiment)
+    masks = slice_masks(rows, gate.slices, tags=gate.tags)
+    new = _predict(challenger, rows, experiment)
+    scored = score(rows, label, new, slices=masks)
+    old = None
     try:
-        return _score(model, rows, experiment)
+        old = None if champion is None else _predict(champion, rows, experiment)
     except BadModelCode as error:
         print(f"the live model cannot be scored: {error}")
-        return None
+    if old is None:
+        return Judgement(challenger=scored)
+    comparison = compare(
+        rows.get_column(label).to_numpy(),
+        old,
+        new,
+        metric=gate.metric,
+        confidence=gate.confidence,
+        slices={name: mine for name, mine in masks.items() if mine.sum() >= gate.slice_rows},
+        seed=experiment.seed,
+    )
+    return Judgement(score(rows, label, old, slices=masks), scored, comparison)
+
+
+def _without_provenance(rows: pl.DataFrame) -> pl.DataFrame:
+    """What user code may see: not when a label came, nor where in its topic a row stood."""
+    return rows.drop(LABEL_TIME, *PLACE, strict=False)
 
 
 def _type(dtype: pl.DataType) -> str:
