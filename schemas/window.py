@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import quote
 
 from msgspec import Meta, Struct, field
 
@@ -10,14 +11,16 @@ from .contract import Announcement, announces
 from .raw import TimeMs
 
 
-class Window(Struct, frozen=True, order=True):
-    """Half-open span of event time [start_ms, end_ms)."""
+class Window(Struct, frozen=True, order=True, omit_defaults=True):
+    """Half-open span of event time [start_ms, end_ms); a session by key is of that key's rows alone."""
 
     start_ms: TimeMs
     end_ms: TimeMs
+    key: Annotated[str, Meta(description="whose session it is; empty: of all rows")] = ""
 
     def __str__(self) -> str:
-        return f"{self.start_ms}-{self.end_ms}"
+        span = f"{self.start_ms}-{self.end_ms}"
+        return f"{quote(self.key, safe='')}@{span}" if self.key else span
 
 
 class Moments(Struct, frozen=True):

@@ -8,7 +8,7 @@ same ids, so after a crash the fold is simply taken up again where the topics en
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,13 +23,15 @@ from schemas.decision import Decision
 from schemas.envelope import ARROW_STREAM, Envelope, wrap
 from schemas.features import AsOf
 from schemas.profile import Profile, WindowProfiled
-from schemas.window import Summary, Window, WindowAmended, WindowClosed
+from schemas.window import Window, WindowAmended, WindowClosed
+from streams.closing import Closing, Turn
 from streams.ingest import source_schema
 from streams.pipeline import Pipeline
 from streams.profiling import profiling
-from streams.summary import merge
+from streams.summary import Account, announced, summarise
 from streams.training import job_for
 from streams.trigger import History, decide
+from streams.window import Pane
 
 FEATURES_TYPE = "tidemill.features.ready.v1"
 ROWS_PER_RECORD = 20_000
@@ -68,9 +70,8 @@ class Progress:
     source that wait for their features.
     """
 
+    windows: Closing
     watermark_ms: int | None = None
-    open: dict[int, Summary] = field(default_factory=dict)
-    closed: dict[int, Summary] = field(default_factory=dict)
     tail: dict[str, pl.DataFrame] = field(default_factory=dict)
     tail_from_ms: int = EVER_MS
     pending: pl.DataFrame | None = None
@@ -171,7 +172,7 @@ class Announcer:
         parts = [compute(ready.filter(reaches), tails, self.spec)]
         old = ready.filter(~reaches).with_columns(self.pipeline.window.start(pl.col("_time")).alias("_start"))
         for (start_ms,), rows in sorted(old.partition_by("_start", as_dict=True).items()):
-            from_ms, until_ms = start_ms - horizon_ms, start_ms + self.pipeline.window.size_ms
+            from_ms, until_ms = start_ms - horizon_ms, start_ms + self.pipeline.window.pane_ms
             sources = {topic: self._rows(commit, topic, from_ms, until_ms) for topic in self._remembered}
             parts.append(compute(rows.drop("_start"), sources, self.spec))
         return pl.concat(parts)
@@ -183,89 +184,102 @@ class Announcer:
         ).select(*columns)
 
     def _windows(self, commit: Commit, had_ms: int | None) -> list[Announced]:
-        progress, window = self.progress, self.pipeline.window
-        late: dict[int, Summary] = {}
-        for start, said in commit.metadata.get("summaries", {}).items():
-            start_ms, summary = int(start), msgspec.convert(said, Summary)
-            if had_ms is not None and window.closes_at_ms(start_ms) <= had_ms:
-                late[start_ms] = summary
-            else:
-                progress.open[start_ms] = merge(progress.open.get(start_ms, Summary()), summary)
-        announced: list[Announced] = []
-        for start_ms, summary in sorted(late.items()):
-            announced += self._amend(commit, start_ms, summary)
-        closing = window.closed_by(progress.open, progress.watermark_ms)
-        events = progress.tail.get(self.pipeline.source.topic)
-        labels = progress.tail.get(self.spec.label.source) if self.spec.label else None
-        labelled = self._labelled(closing, events, labels)
-        profiles = self._profiles([window.window(start_ms) for start_ms in closing])
-        for start_ms, profile in zip(closing, profiles, strict=True):
-            closed = WindowClosed(
-                **self._statement(commit, start_ms, progress.open.pop(start_ms)),
-                labelled=labelled.get(start_ms, 0),
-            )
-            progress.closed[start_ms] = closed.summary
-            announced.append(self._say(topics.WINDOWS.name, closed, commit))
-            if self._profiling:
-                profiled = WindowProfiled(
-                    pipeline=closed.pipeline,
-                    window=closed.window,
-                    profile=profile,
-                    dataset_version=commit.version,
-                )
-                announced.append(self._say(topics.PROFILES.name, profiled, commit))
-            announced += self._decide(commit, closed, profile)
-        return announced
-
-    def _profiles(self, windows: Sequence[Window]) -> list[Profile]:
-        """Of windows that close now: all of their rows are in the tail, and as far as their features look."""
-        tails = {t: self.progress.tail.get(t, pl.DataFrame(schema=c)) for t, c in self._remembered.items()}
-        return self._profiling.profiles(windows, tails[self.pipeline.source.topic], tails)
-
-    def _amend(self, commit: Commit, start_ms: int, summary: Summary) -> list[Announced]:
-        """Rows for a closed window: its summary so far and theirs. Rows that were refused amend nothing."""
-        progress, label = self.progress, self.spec.label
-        whole = merge(progress.closed.get(start_ms, Summary()), summary)
-        progress.closed[start_ms] = whole
-        if summary.rows == 0:
-            return []
-        end_ms = start_ms + self.pipeline.window.size_ms
-        events = labels = None
-        if label is not None:
-            events = self._rows(commit, self.pipeline.source.topic, start_ms, end_ms)
-            labels = self._rows(commit, label.source, start_ms, end_ms + label.within_ms)
-        amended = WindowAmended(
-            **self._statement(commit, start_ms, whole),
-            labelled=self._labelled([start_ms], events, labels).get(start_ms, 0),
-            late_rows=summary.rows,
+        progress = self.progress
+        turns = progress.windows.take(
+            accounts(self.pipeline, commit), had_ms=had_ms, mark_ms=progress.watermark_ms
         )
-        return [self._say(topics.WINDOWS.name, amended, commit)]
+        labelled = self._labelled(commit, turns)
+        profiles = self._profiles(commit, [turn for turn in turns if turn.late_rows is None])
+        said: list[Announced] = []
+        for turn in turns:
+            statement: dict[str, Any] = {
+                "pipeline": self.pipeline.name,
+                "window": turn.window,
+                "summary": announced(turn.account),
+                "labelled": sum(labelled.get(pane, 0) for pane in turn.panes),
+                "watermark_ms": progress.watermark_ms,
+                "dataset_uri": self.dataset_uri,
+                "dataset_version": commit.version,
+            }
+            if turn.late_rows is None:
+                closed = WindowClosed(**statement)
+                said.append(self._say(topics.WINDOWS.name, closed, commit))
+                profile = profiles[turn.window]
+                if self._profiling:
+                    profiled = WindowProfiled(
+                        pipeline=closed.pipeline,
+                        window=closed.window,
+                        profile=profile,
+                        dataset_version=commit.version,
+                    )
+                    said.append(self._say(topics.PROFILES.name, profiled, commit))
+                said += self._decide(commit, closed, profile)
+            else:
+                amended = WindowAmended(**statement, late_rows=turn.late_rows)
+                said.append(self._say(topics.WINDOWS.name, amended, commit))
+        return said
 
-    def _statement(self, commit: Commit, start_ms: int, summary: Summary) -> dict[str, Any]:
-        return {
-            "pipeline": self.pipeline.name,
-            "window": self.pipeline.window.window(start_ms),
-            "summary": summary,
-            "watermark_ms": self.progress.watermark_ms,
-            "dataset_uri": self.dataset_uri,
-            "dataset_version": commit.version,
-        }
+    def _profiles(self, commit: Commit, turns: list[Turn]) -> dict[Window, Profile]:
+        """Of windows that close now.
 
-    def _labelled(
-        self, starts_ms: Sequence[int], events: pl.DataFrame | None, labels: pl.DataFrame | None
-    ) -> dict[int, int]:
-        """How many rows of each of these windows have their label by now; one join for all of them."""
-        label = self.spec.label
-        if not starts_ms or label is None or events is None or labels is None:
+        The tail has all rows of most, and those that their features look at; for sessions that late rows
+        made, the dataset is read.
+        """
+        progress, horizon_ms = self.progress, self.pipeline.horizon_ms()
+        recent = [t.window for t in turns if t.panes[0].start_ms - horizon_ms >= progress.tail_from_ms]
+        tails = {t: progress.tail.get(t, pl.DataFrame(schema=c)) for t, c in self._remembered.items()}
+        found = self._profiled(recent, tails)
+        within_ms = self.spec.label.within_ms if self.spec.label else 0
+        for turn in turns:
+            if self._profiling and turn.window not in found:
+                start_ms, end_ms = turn.panes[0].start_ms - horizon_ms, turn.window.end_ms + within_ms
+                rows = {t: self._rows(commit, t, start_ms, end_ms) for t in self._remembered}
+                found |= self._profiled([turn.window], rows)
+        return {turn.window: found.get(turn.window, Profile()) for turn in turns}
+
+    def _profiled(
+        self, windows: Sequence[Window], sources: Mapping[str, pl.DataFrame]
+    ) -> dict[Window, Profile]:
+        rows = sources[self.pipeline.source.topic]
+        profiles = self._profiling.profiles(windows, rows, sources, key=key_of(self.pipeline))
+        return dict(zip(windows, profiles, strict=True))
+
+    def _labelled(self, commit: Commit, turns: list[Turn]) -> dict[Pane, int]:
+        """How many rows of each pane of these windows have their label by now.
+
+        One join for all panes that the tail holds; for older ones, of windows that late rows came for, the
+        dataset is read.
+        """
+        label, progress = self.spec.label, self.progress
+        if label is None:
             return {}
-        start = self.pipeline.window.start(pl.col("_time")).alias("start")
-        mine = events.select(label.key, "_time", start).filter(pl.col("start").is_in(list(starts_ms)))
+        panes = {pane for turn in turns for pane in turn.panes}
+        older = {pane for pane in panes if pane.start_ms < progress.tail_from_ms}
+        main = self.pipeline.source.topic
+        counts: dict[Pane, int] = {}
+        if panes - older and main in progress.tail and label.source in progress.tail:
+            counts |= self._count_labelled(panes - older, progress.tail[main], progress.tail[label.source])
+        for start_ms in sorted({pane.start_ms for pane in older}):
+            end_ms = start_ms + self.pipeline.window.pane_ms
+            events = self._rows(commit, main, start_ms, end_ms)
+            labels = self._rows(commit, label.source, start_ms, end_ms + label.within_ms)
+            counts |= self._count_labelled({p for p in older if p.start_ms == start_ms}, events, labels)
+        return counts
+
+    def _count_labelled(
+        self, panes: set[Pane], events: pl.DataFrame, labels: pl.DataFrame
+    ) -> dict[Pane, int]:
+        window, label = self.pipeline.window, self.spec.label
+        assert label is not None
+        start, key = window.start(pl.col("_time")).alias("_start"), key_of(self.pipeline).alias("_key")
+        starts_ms = list({pane.start_ms for pane in panes})
+        mine = events.select(label.key, "_time", start, key).filter(pl.col("_start").is_in(starts_ms))
         counted = (
             with_labels(mine, labels, label)
-            .group_by("start")
-            .agg(pl.col(label.column).is_not_null().sum().alias("labelled"))
+            .group_by("_start", "_key")
+            .agg(pl.col(label.column).is_not_null().sum().alias("_labelled"))
         )
-        return dict(counted.iter_rows())
+        return {pane: count for *at, count in counted.iter_rows() if (pane := Pane(*at)) in panes}
 
     def _decide(self, commit: Commit, closed: WindowClosed, profile: Profile) -> list[Announced]:
         pipeline, progress = self.pipeline, self.progress
@@ -280,7 +294,7 @@ class Announcer:
                 pipeline.publish_when,
                 closed,
                 spec=self.spec,
-                window_ms=pipeline.window.size_ms,
+                newest_from_ms=progress.windows.newest_from_ms,
                 decision_id=decision_id,
                 configuration_sha256=self._configuration,
                 requested_ms=commit.time_ms,
@@ -321,10 +335,9 @@ class Announcer:
         progress = self.progress
         if progress.watermark_ms is None:
             return
-        progress.tail_from_ms = remember_from_ms(self.pipeline, progress.watermark_ms, progress.open)
+        progress.tail_from_ms = remember_from_ms(self.pipeline, progress)
         for topic, tail in progress.tail.items():
             progress.tail[topic] = tail.filter(pl.col("_time") >= progress.tail_from_ms)
-        progress.closed = remembered_windows(self.pipeline, progress.watermark_ms, progress.closed)
 
 
 def after_decision(
@@ -342,23 +355,35 @@ def after_decision(
     )
 
 
-_AMENDABLE_WINDOWS = 10_000
+def accounts(pipeline: Pipeline, commit: Commit) -> dict[Pane, Account]:
+    """What a commit says of each pane of its main source's rows."""
+    window = pipeline.window
+    if window.by is None:
+        said = commit.metadata.get("panes", {})
+        return {Pane(int(start)): msgspec.convert(account, Account) for start, account in said.items()}
+    rows = commit.by_source.get(pipeline.source.topic)
+    return {} if rows is None else summarise(rows, start=window.start(pl.col("_time")), key=key_of(pipeline))
 
 
-def remembered_windows(
-    pipeline: Pipeline, watermark_ms: int, closed: Mapping[int, Summary]
-) -> dict[int, Summary]:
-    """The closed windows whose whole summary an amendment can give; of older ones, what came since."""
-    oldest_ms = watermark_ms - pipeline.window.lateness_ms - _AMENDABLE_WINDOWS * pipeline.window.size_ms
-    return {start_ms: summary for start_ms, summary in closed.items() if start_ms >= oldest_ms}
+def key_of(pipeline: Pipeline) -> pl.Expr:
+    """Whose windows a row of the main source belongs to: empty where all rows share them."""
+    by = pipeline.window.by
+    return pl.lit("") if by is None else pl.col(by).cast(pl.String).fill_null("")
 
 
-def remember_from_ms(pipeline: Pipeline, watermark_ms: int, open_starts_ms: Iterable[int]) -> int:
-    """Oldest event time that a later feature row, or the label count of an open window, may read."""
+def remember_from_ms(pipeline: Pipeline, progress: Progress) -> int:
+    """Oldest event time that a later feature row, or the profile of an open window, may read.
+
+    It never goes back: what was forgotten, is.
+    """
+    assert progress.watermark_ms is not None
     window = pipeline.window
     # A late row, within lateness, still gets features as of its own time.
-    oldest_ms = watermark_ms - window.size_ms - window.lateness_ms - pipeline.horizon_ms()
-    return min([oldest_ms, *open_starts_ms])
+    oldest_ms = progress.watermark_ms - window.pane_ms - window.lateness_ms
+    open_from_ms = progress.windows.open_from_ms()
+    if open_from_ms is not None:
+        oldest_ms = min(oldest_ms, open_from_ms)
+    return max(progress.tail_from_ms, oldest_ms - pipeline.horizon_ms())
 
 
 def columns_to_remember(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
@@ -366,6 +391,8 @@ def columns_to_remember(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
     spec = pipeline.spec()
     wanted: dict[str, set[str]] = {topic: set() for topic in pipeline.sources()}
     wanted[spec.source] |= {spec.key, *spec.columns}
+    if pipeline.window.by is not None:
+        wanted[spec.source].add(pipeline.window.by)
     for feature in spec.features:
         wanted[spec.source] |= set(feature.by)
         wanted[feature.source] |= set(feature.by)

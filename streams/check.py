@@ -59,6 +59,7 @@ def problems(pipeline: Pipeline) -> Iterator[Problem]:
         schemas[source.topic] = _schema(source)
     yield from _shared_names(pipeline, schemas)
     yield from _tags(pipeline, schemas[pipeline.source.topic])
+    yield from _window(pipeline, schemas[pipeline.source.topic])
     yield from features(pipeline, schemas)
     yield from labels(pipeline, schemas)
     yield from trigger(pipeline, schemas[pipeline.source.topic])
@@ -204,6 +205,21 @@ def _tags(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
             yield Problem(each.place, f"tag {each.name!r} is declared twice; rename one")
         names.add(each.name)
         yield from _tag(each, schema)
+
+
+def _window(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
+    by = pipeline.window.by
+    if by is None or not schema:
+        return
+    if by not in schema:
+        yield Problem(
+            pipeline.window.place, f"sessions are by column {by!r}, which is not there{nearest(by, schema)}"
+        )
+    elif schema[by].is_float() or schema[by].is_nested():
+        yield Problem(
+            pipeline.window.place,
+            f"sessions are by column {by!r}, which is {schema[by]}; choose one of text or whole numbers",
+        )
 
 
 def _tag(tag: Tag, schema: Schema) -> Iterator[Problem]:

@@ -16,7 +16,6 @@ import polars as pl
 
 from infra.dataset import META
 from schemas.dead_letter import DeadLetter
-from schemas.window import Summary
 from streams import watermark
 from streams.clean import DEDUPE, Dedupe, Rule
 from streams.columns import schema_of
@@ -27,9 +26,10 @@ from streams.ledger import Advance, Partition
 from streams.locate import locate
 from streams.pipeline import Pipeline, Source
 from streams.sift import Tally, cleaned, derived, tagged, timed
-from streams.summary import summarise
+from streams.summary import Account, summarise
 from streams.tag import LATE
 from streams.transport.frame import Frame
+from streams.window import Pane
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Prepared:
     advances: dict[Partition, Advance]
     watermarks: dict[Partition, int]
     counts: dict[str, Counts]
-    summaries: dict[int, Summary]
+    accounts: dict[Pane, Account]
 
     def metadata(self) -> dict[str, Any]:
         """What the commit says of itself, beside the rows."""
@@ -60,7 +60,7 @@ class Prepared:
             "offsets": {_name(p): [a.start, a.next] for p, a in self.advances.items()},
             "watermarks": {_name(p): ms for p, ms in self.watermarks.items()},
             "counts": {topic: msgspec.to_builtins(c) for topic, c in self.counts.items()},
-            "summaries": {str(start): msgspec.to_builtins(s) for start, s in self.summaries.items()},
+            "panes": {str(pane.start_ms): msgspec.to_builtins(a) for pane, a in self.accounts.items()},
         }
 
 
@@ -136,7 +136,10 @@ class Ingest:
         source = self.pipeline.sources()[topic]
         is_main = topic == self.pipeline.source.topic
         decoded = self._decoders[topic].decode(frames)
-        tally = Tally(frames, self.pipeline.window.start(pl.col("_time")) if is_main else None)
+        # Of sessions by key there may be as many in a commit as rows: the rows themselves account for them.
+        accounts = is_main and self.pipeline.window.by is None
+        pane_start = self.pipeline.window.start(pl.col("_time"))
+        tally = Tally(frames, pane_start if accounts else None)
         tally.refused += decoded.refused
         rows = locate(frames, decoded.rows, source=topic, event_time=source.event_time)
         rows = timed(source, rows, now_ms, tally)
@@ -150,11 +153,10 @@ class Ingest:
                 rows = rows.filter(~repeats)
         if is_main:
             rows = self._late(rows)
-            prepared.summaries = tally.summaries
-            for start_ms, summary in summarise(
-                rows, start=self.pipeline.window.start(pl.col("_time"))
-            ).items():
-                tally.add(start_ms, summary)
+        if accounts:
+            prepared.accounts = tally.accounts
+            for pane, account in summarise(rows, start=pane_start).items():
+                tally.add(pane, account)
         prepared.by_source[topic] = rows.drop("_frame", "_index")
         prepared.counts[topic] = Counts(
             events=decoded.events,
@@ -169,13 +171,9 @@ class Ingest:
         """Tag rows whose window had closed when they came: kept, and announced as an amendment."""
         if self.pipeline_watermark_ms is None:
             return rows
-        is_late = pl.when(self._is_late(self.pipeline_watermark_ms))
-        tagged = is_late.then(pl.concat_list("_tags", pl.lit(LATE))).otherwise(pl.col("_tags"))
+        is_late = self.pipeline.window.is_late(pl.col("_time"), self.pipeline_watermark_ms)
+        tagged = pl.when(is_late).then(pl.concat_list("_tags", pl.lit(LATE))).otherwise(pl.col("_tags"))
         return rows.with_columns(_tags=tagged)
-
-    def _is_late(self, watermark_ms: int) -> pl.Expr:
-        window = self.pipeline.window
-        return window.start(pl.col("_time")) + window.size_ms + window.lateness_ms <= watermark_ms
 
     def _advance_watermarks(
         self,
@@ -208,7 +206,8 @@ class Ingest:
         if rows is None or pipeline_watermark_ms is None:
             return True
         tagged = pl.col("_tags").list.contains(LATE)
-        return bool(rows.select((self._is_late(pipeline_watermark_ms) == tagged).all()).item())
+        is_late = self.pipeline.window.is_late(pl.col("_time"), pipeline_watermark_ms)
+        return bool(rows.select((is_late == tagged).all()).item())
 
     def settle(self, prepared: Prepared) -> None:
         """The ledger holds the commit: remember what the next one must know."""

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import polars as pl
 
 from infra.dataset import Dataset
-from schemas.window import Summary
 from streams.announce import (
     EVER_MS,
     Commit,
     Progress,
+    accounts,
     columns_to_remember,
     remember_from_ms,
-    remembered_windows,
 )
+from streams.closing import closing
 from streams.pipeline import Pipeline
-from streams.summary import merge
 
 
 def read_commit(pipeline: Pipeline, uri: str, version: int) -> Commit:
@@ -39,27 +37,22 @@ def is_committed(uri: str, version: int) -> bool:
 
 
 def recall(pipeline: Pipeline, uri: str, *, through_version: int) -> Progress:
-    """The announcer's state just after a version, from the log alone (but for the trigger's history).
-
-    Windows whose end plus lateness the watermark of that version has passed were announced by then.
-    """
-    progress = Progress(version=through_version)
+    """The announcer's state just after a version, from the log alone (but for the trigger's history)."""
+    progress = Progress(closing(pipeline.window), version=through_version)
     if through_version < 0:
         return progress
-    summaries: dict[int, Summary] = {}
-    for record in Dataset(uri).commits(until_version=through_version):
-        mark_ms = record.metadata.get("watermark_ms")
-        progress.watermark_ms = progress.watermark_ms if mark_ms is None else mark_ms
-        for start, said in record.metadata.get("summaries", {}).items():
-            summary = msgspec.convert(said, Summary)
-            summaries[int(start)] = merge(summaries.get(int(start), Summary()), summary)
-    mark_ms, window = progress.watermark_ms, pipeline.window
-    closed = {s for s in summaries if mark_ms is not None and window.closes_at_ms(s) <= mark_ms}
-    progress.open = {s: summary for s, summary in summaries.items() if s not in closed}
-    if mark_ms is not None:
-        whole = {s: summary for s, summary in summaries.items() if s in closed}
-        progress.closed = remembered_windows(pipeline, mark_ms, whole)
-        progress.tail_from_ms = remember_from_ms(pipeline, mark_ms, progress.open)
+    dataset = Dataset(uri)
+    for version in range(through_version + 1):
+        if pipeline.window.by is None:
+            commit = Commit(version, dataset.commit(version).metadata, {})
+        else:
+            commit = read_commit(pipeline, uri, version)
+        had_ms = progress.watermark_ms
+        mark_ms = commit.metadata.get("watermark_ms")
+        progress.watermark_ms = had_ms if mark_ms is None else mark_ms
+        progress.windows.take(accounts(pipeline, commit), had_ms=had_ms, mark_ms=progress.watermark_ms)
+        if progress.watermark_ms is not None:
+            progress.tail_from_ms = remember_from_ms(pipeline, progress)
     _recall_rows(pipeline, uri, progress)
     return progress
 

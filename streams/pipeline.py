@@ -15,7 +15,7 @@ from streams.duration import to_ms
 from streams.tag import Tagging
 from streams.training import Publish, Training, better_than_champion
 from streams.trigger import Condition
-from streams.window import Tumbling
+from streams.window import Windowing
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Pipeline:
         clean, tag: rules and tags of the main source.
         columns: columns of the event itself that are features.
         features: features from the sources, as of event time.
-        window: how events are grouped.
+        window: how events are grouped: `Tumbling`, `Sliding` or `Session`.
         train_when: the trigger; None only ingests.
         train: what a yes trains.
         publish_when: the gate.
@@ -87,7 +87,7 @@ class Pipeline:
 
     name: str
     source: Source
-    window: Tumbling
+    window: Windowing
     context: Sequence[Source] = ()
     labels: Labels | None = None
     clean: Sequence[Cleaning] = ()

@@ -35,13 +35,19 @@ class Profiling:
         return bool(self.own or self.computed or self.slices or self.spec.label)
 
     def profiles(
-        self, windows: Sequence[Window], rows: pl.DataFrame, sources: Mapping[str, pl.DataFrame]
+        self,
+        windows: Sequence[Window],
+        rows: pl.DataFrame,
+        sources: Mapping[str, pl.DataFrame],
+        *,
+        key: pl.Expr,
     ) -> list[Profile]:
         """The profile of each window.
 
         Args:
             rows: of the main source, with meta columns; all that lie in these windows, and perhaps others.
             sources: by topic, rows that features and labels look at.
+            key: whose windows a row belongs to.
         """
         if not self or not windows:
             return [Profile() for _ in windows]
@@ -60,12 +66,12 @@ class Profiling:
         ends = times.searchsorted([w.end_ms for w in windows])
         return [
             profile_of(
-                rows[int(start) : int(end)],
+                rows[int(start) : int(end)].filter(key == window.key),
                 (*self.own, *self.computed),
                 label=label.column if label is not None and label.column in rows.columns else None,
                 slices=self.slices,
             )
-            for start, end in zip(starts, ends, strict=True)
+            for window, start, end in zip(windows, starts, ends, strict=True)
         ]
 
 

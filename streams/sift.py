@@ -12,49 +12,50 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from schemas.dead_letter import Reason
-from schemas.window import Summary
 from streams.clean import Rule, failing
 from streams.evaluate import evaluate
 from streams.pipeline import Source
 from streams.refused import Refused, refuse_rows
-from streams.summary import merge
+from streams.summary import Account, merge
 from streams.tag import Tagging, named_tags, tags
 from streams.transport.frame import Frame
+from streams.window import Pane
 
 
 @dataclass(slots=True)
 class Tally:
-    """What is said of a source's rows that do not come into the dataset, by rule and by window."""
+    """What is said of a source's rows that do not come into the dataset, by rule and by pane."""
 
     frames: list[Frame]
-    window_start: pl.Expr | None
+    pane_start: pl.Expr | None
     refused: list[Refused] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
-    summaries: dict[int, Summary] = field(default_factory=dict)
+    accounts: dict[Pane, Account] = field(default_factory=dict)
 
     def refuse(self, bad: pl.DataFrame, rule: Rule, *, error: str = "") -> None:
         """Rows that become dead letters."""
         detail = f"the rule failed on it: {error}" if error else rule.detail
         reason: Reason = "rule" if error else rule.reason
         self.refused += refuse_rows(self.frames, bad, reason, rule.name, detail)
-        for start_ms, count in self._by_window(bad):
-            self.add(start_ms, Summary(rejected={rule.name: count}))
+        for pane, count in self._by_pane(bad):
+            self.add(pane, Account(rejected={rule.name: count}))
 
     def drop(self, repeats: pl.DataFrame, rule: str) -> None:
         """Rows that are in the dataset already."""
         self.dropped[rule] = repeats.height
-        for start_ms, count in self._by_window(repeats):
-            self.add(start_ms, Summary(dropped={rule: count}))
+        for pane, count in self._by_pane(repeats):
+            self.add(pane, Account(dropped={rule: count}))
 
-    def add(self, start_ms: int, summary: Summary) -> None:
-        """More about one window."""
-        self.summaries[start_ms] = merge(self.summaries.get(start_ms, Summary()), summary)
+    def add(self, pane: Pane, account: Account) -> None:
+        """More about one pane."""
+        known = self.accounts.get(pane)
+        self.accounts[pane] = account if known is None else merge(known, account)
 
-    def _by_window(self, rows: pl.DataFrame) -> list[tuple[int, int]]:
-        if self.window_start is None:
+    def _by_pane(self, rows: pl.DataFrame) -> list[tuple[Pane, int]]:
+        if self.pane_start is None:
             return []
-        starts = rows.select(self.window_start.alias("start")).group_by("start").len()
-        return list(starts.sort("start").iter_rows())
+        starts = rows.select(self.pane_start.alias("start")).group_by("start").len()
+        return [(Pane(start_ms), count) for start_ms, count in starts.sort("start").iter_rows()]
 
 
 # 140,000 years either way: so that a window's bounds, too, are numbers that JSON can say exactly.
@@ -64,7 +65,7 @@ _FARTHEST_MS = 2**52
 def timed(source: Source, rows: pl.DataFrame, now_ms: int, tally: Tally) -> pl.DataFrame:
     """Rows with a key and an event time that can be: what no window could hold is counted in none."""
     limit_ms = now_ms + source.future_ms
-    by_nothing = replace(tally, window_start=None, refused=[])
+    by_nothing = replace(tally, pane_start=None, refused=[])
     rules = [
         Rule(
             name=f"has({source.event_time}, {source.key})",

@@ -1,83 +1,186 @@
-"""A commit's small, mergeable account of its rows, by window."""
+"""A commit's small, mergeable account of its rows, by pane.
+
+Every number in it is exact, sums of floats too (`streams.exact`): so the merge of the same rows' accounts is
+the same to the last bit, however the rows were ordered, batched and shared out among workers. It is
+rounded once, in what is announced.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import polars as pl
+from msgspec import Struct, field
 
 from schemas.window import Moments, Summary
+from streams.exact import LARGEST, Exact, Floats, exact, group_sums, real, squares
+from streams.window import Pane
 
 
-def merge(a: Summary, b: Summary) -> Summary:
-    """The summary of both; associative and commutative up to rounding."""
-    columns = dict(a.columns)
-    for name, moments in b.columns.items():
-        columns[name] = merge_moments(columns[name], moments) if name in columns else moments
-    return Summary(
-        rows=a.rows + b.rows,
-        rejected=_add(a.rejected, b.rejected),
-        dropped=_add(a.dropped, b.dropped),
-        tags=_add(a.tags, b.tags),
-        columns=columns,
+class Sums(Struct, frozen=True):
+    """Of a column's values: how many, their exact sum and that of their squares, and the extremes."""
+
+    count: int
+    total: Exact
+    squares: Exact
+    min: float
+    max: float
+
+
+class Account(Struct, frozen=True, kw_only=True):
+    """What is known of a pane's rows; of those that came in, event times of the first and the last."""
+
+    rows: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    tags: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, Sums] = field(default_factory=dict)
+    first_ms: int | None = None
+    last_ms: int | None = None
+
+
+def merge(*accounts: Account) -> Account:
+    """The account of all their rows; associative and commutative, exactly."""
+    columns: dict[str, list[Sums]] = {}
+    for account in accounts:
+        for name, sums in account.columns.items():
+            columns.setdefault(name, []).append(sums)
+    return Account(
+        rows=sum(a.rows for a in accounts),
+        rejected=_add(a.rejected for a in accounts),
+        dropped=_add(a.dropped for a in accounts),
+        tags=_add(a.tags for a in accounts),
+        columns={name: merge_sums(parts) for name, parts in sorted(columns.items())},
+        first_ms=min((a.first_ms for a in accounts if a.first_ms is not None), default=None),
+        last_ms=max((a.last_ms for a in accounts if a.last_ms is not None), default=None),
     )
 
 
-def _add(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted((Counter(a) + Counter(b)).items()))
+def _add(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
 
 
-def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Moments of both samples (Chan, Golub and LeVeque, 1983: the pairwise update)."""
-    count = a.count + b.count
-    apart = b.mean - a.mean
+def merge_sums(parts: list[Sums]) -> Sums:
+    """Sums over all parts' values."""
+    if len(parts) == 1:
+        return parts[0]
+    return Sums(
+        count=sum(p.count for p in parts),
+        total=exact(x for p in parts for x in p.total),
+        squares=exact(x for p in parts for x in p.squares),
+        min=min(p.min for p in parts),
+        max=max(p.max for p in parts),
+    )
+
+
+def moments(sums: Sums) -> Moments:
+    """Mean and sum of squared deviations, each rounded once from its exact value."""
+    total = real(sums.total)
     return Moments(
-        count=count,
-        mean=a.mean + apart * b.count / count,
-        m2=a.m2 + b.m2 + apart * apart * a.count * b.count / count,
-        min=min(a.min, b.min),
-        max=max(a.max, b.max),
+        count=sums.count,
+        mean=float(total / sums.count),
+        m2=float(max(real(sums.squares) - total * total / sums.count, 0)),
+        min=sums.min,
+        max=sums.max,
     )
 
 
-def summarise(rows: pl.DataFrame, *, start: pl.Expr) -> dict[int, Summary]:
-    """Summaries of cleaned and tagged rows by their window's start.
+def announced(account: Account) -> Summary:
+    """The account as it is announced."""
+    return Summary(
+        rows=account.rows,
+        rejected=account.rejected,
+        dropped=account.dropped,
+        tags=account.tags,
+        columns={name: moments(sums) for name, sums in sorted(account.columns.items())},
+    )
 
-    Moments are of the numeric columns that are no meta column; nulls and NaN do not count.
+
+def summarise(rows: pl.DataFrame, *, start: pl.Expr, key: pl.Expr | None = None) -> dict[Pane, Account]:
+    """Accounts of cleaned and tagged rows by pane: by its start and, for sessions by key, the key.
+
+    Sums are of the numeric columns that are no meta column; nulls, NaN and numbers beyond 2^500 do not count.
     """
     if rows.height == 0:
         return {}
-    numeric = [c for c, t in rows.schema.items() if t.is_numeric() and not c.startswith("_")]
-    framed = rows.with_columns(start.alias("_start"))
-    groups = framed.group_by("_start").agg(pl.len().alias("_rows"), *(_moments(c) for c in numeric))
+    framed = rows.with_columns(start.alias("_start"), (pl.lit("") if key is None else key).alias("_key"))
+    panes = (
+        framed.group_by("_start", "_key")
+        .agg(rows=pl.len(), first=pl.col("_time").min(), last=pl.col("_time").max())
+        .sort("_start", "_key")
+        .with_row_index("_pane")
+    )
+    groups = None
+    if panes.height > 1:
+        joined = framed.select("_start", "_key").join(panes, on=["_start", "_key"], maintain_order="left")
+        groups = joined.get_column("_pane").to_numpy().astype(np.intp)
+    columns: list[dict[str, Sums]] = [{} for _ in range(panes.height)]
+    for name, dtype in sorted(rows.schema.items()):
+        if dtype.is_numeric() and not name.startswith("_"):
+            for pane, sums in _column(rows.get_column(name), groups, panes.height):
+                columns[pane][name] = sums
+    tags = _tags(framed)
+    found: dict[Pane, Account] = {}
+    for number, start_ms, of_key, count, first_ms, last_ms in panes.iter_rows():
+        pane = Pane(start_ms, of_key)
+        found[pane] = Account(
+            rows=count,
+            tags=tags.get(pane, {}),
+            columns=columns[number],
+            first_ms=first_ms,
+            last_ms=last_ms,
+        )
+    return found
+
+
+def _tags(framed: pl.DataFrame) -> dict[Pane, dict[str, int]]:
     tagged = (
-        framed.select("_start", "_tags")
+        framed.select("_start", "_key", "_tags")
         .explode("_tags", empty_as_null=True)
         .drop_nulls("_tags")
-        .group_by("_start", "_tags")
+        .group_by("_start", "_key", "_tags")
         .len()
     )
-    tags: dict[int, dict[str, int]] = {}
-    for start_ms, tag, count in tagged.sort("_start", "_tags").iter_rows():
-        tags.setdefault(start_ms, {})[tag] = count
-    return {
-        group["_start"]: Summary(
-            rows=group["_rows"],
-            tags=tags.get(group["_start"], {}),
-            columns={c: Moments(**group[c]) for c in numeric if group[c]["count"]},
-        )
-        for group in groups.iter_rows(named=True)
-    }
+    found: dict[Pane, dict[str, int]] = {}
+    for start_ms, key, tag, count in tagged.sort("_start", "_key", "_tags").iter_rows():
+        found.setdefault(Pane(start_ms, key), {})[tag] = count
+    return found
 
 
-def _moments(column: str) -> pl.Expr:
-    value = pl.col(column).cast(pl.Float64)
-    value = value.filter(value.is_finite())
-    return pl.struct(
-        count=value.len().cast(pl.Int64),
-        mean=value.mean(),
-        m2=((value - value.mean()) ** 2).sum(),
-        min=value.min(),
-        max=value.max(),
-    ).alias(column)
+def _column(column: pl.Series, groups: Any, panes: int) -> Iterable[tuple[int, Sums]]:
+    """Sums of one column by the number of the pane, for panes that have a value."""
+    values: Floats = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    counts = np.abs(values) < LARGEST
+    if not counts.all():
+        values = values[counts]
+        groups = None if groups is None else groups[counts]
+    if not values.size:
+        return
+    totals = group_sums(values, groups, panes)
+    squared = [part for each in squares(values) for part in group_sums(each, groups, panes)]
+    if groups is None:
+        low, high, sizes = [values.min()], [values.max()], [values.size]
+    else:
+        low, high = np.full(panes, np.inf), np.full(panes, -np.inf)
+        np.minimum.at(low, groups, values)
+        np.maximum.at(high, groups, values)
+        sizes = np.bincount(groups, minlength=panes)
+    for pane, size in enumerate(sizes):
+        if size:
+            yield (
+                pane,
+                Sums(
+                    int(size),
+                    exact(float(part[pane]) for part in totals),
+                    exact(float(part[pane]) for part in squared),
+                    # No minus zero: which of two equal zeros is least is a matter of order.
+                    float(low[pane]) + 0.0,
+                    float(high[pane]) + 0.0,
+                ),
+            )

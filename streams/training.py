@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -98,22 +98,27 @@ def job_for(
     window: WindowClosed,
     *,
     spec: FeatureSpec,
-    window_ms: int,
+    newest_from_ms: Callable[[int, int], int],
     decision_id: str,
     configuration_sha256: str,
     requested_ms: int,
 ) -> JobRequested:
-    """The job that a yes on `window` asks for. The same window gives the same job."""
+    """The job that a yes on `window` asks for. The same window gives the same job.
+
+    `newest_from_ms` gives, of a count and a time, where the newest so many windows start that end by then.
+    """
     model = training.model or window.pipeline
     end_ms = window.window.end_ms
-    judged_from_ms = end_ms - publish.windows * window_ms
+    judged_from_ms = newest_from_ms(publish.windows, end_ms)
     dataset = {"uri": window.dataset_uri, "version": window.dataset_version}
     experiment = Experiment(
         pipeline=window.pipeline,
         model=model,
         code=training.code,
         training=DatasetRange(
-            **dataset, start_ms=judged_from_ms - training.data.windows * window_ms, end_ms=judged_from_ms
+            **dataset,
+            start_ms=newest_from_ms(training.data.windows, judged_from_ms),
+            end_ms=judged_from_ms,
         ),
         evaluation=DatasetRange(**dataset, start_ms=judged_from_ms, end_ms=end_ms),
         spec=spec,
@@ -126,15 +131,17 @@ def job_for(
         configuration_sha256=configuration_sha256,
     )
     return JobRequested(
-        job_id=job_id(model, end_ms),
+        job_id=job_id(model, end_ms, window.window.key),
         experiment=experiment,
         decision_id=decision_id,
         requested_ms=requested_ms,
     )
 
 
-def job_id(model: str, end_ms: int) -> str:
+def job_id(model: str, end_ms: int, key: str = "") -> str:
     """Readable and the same for the same window: `flights-20130128T0500`."""
+    if key:  # any text: told apart by its digest
+        model = f"{model}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     try:
         end = datetime.fromtimestamp(end_ms / 1000, UTC)
     except (ValueError, OverflowError, OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from schemas.topics import DECISIONS, FEATURES, JOBS, PROFILES, WINDOWS
 from schemas.window import WindowAmended, WindowClosed
 from streams.announce import Announced, Announcer, Commit, Progress
 from streams.clean import between, dedupe
+from streams.closing import closing
 from streams.ingest import Ingest, dataset_schema
 from streams.ledger import Ledger
 from streams.log import read_commit, recall
@@ -42,7 +44,7 @@ from streams.trigger import (
     sustained,
 )
 from streams.watermark import of_pipeline
-from streams.window import Tumbling
+from streams.window import Session, Sliding, Tumbling
 from tests.stream_fixtures import frame_of, heartbeat_headers
 
 NOW_MS = 10_000_000
@@ -87,6 +89,13 @@ PIPELINE = Pipeline(
     train=Training("nowhere:train", data=last(windows=3)),
     publish_when=better_than_champion("auc"),
 )
+# Every kind of window over the same events.
+PIPELINES = {
+    "tumbling": PIPELINE,
+    "sliding": replace(PIPELINE, window=Sliding("1s", "250ms", lateness="200ms")),
+    "session": replace(PIPELINE, window=Session("70ms", lateness="200ms", longest="1s")),
+    "session by key": replace(PIPELINE, window=Session("200ms", by="place", lateness="200ms")),
+}
 TOPICS = {"events": "at", "air": "measured", "truth": "came"}
 
 
@@ -111,12 +120,12 @@ def told(seed: int) -> list[tuple[str, int, dict]]:
     return [(topic, time_ms, fields) for _, topic, time_ms, fields in sorted(records, key=lambda r: r[0])]
 
 
-def committed(uri: Path, seed: int) -> list[Commit]:
+def committed(pipeline: Pipeline, uri: Path, seed: int) -> list[Commit]:
     """A dataset of random commits, made as the worker makes them; gives them as they were in memory."""
     rng = random.Random(seed)
-    ledger = Ledger(uri, dataset_schema(PIPELINE))
+    ledger = Ledger(uri, dataset_schema(pipeline))
     ingest = Ingest(
-        PIPELINE,
+        pipeline,
         read_keys=lambda topic, key: (
             lambda a, b: Dataset(uri).rows(
                 topic, version=ledger.version(), start_ms=a, end_ms=b, columns=[key]
@@ -161,8 +170,8 @@ def committed(uri: Path, seed: int) -> list[Commit]:
     return commits
 
 
-def announcer(uri: Path, progress: Progress) -> Announcer:
-    return Announcer(PIPELINE, str(uri), progress, read_rows=Dataset(uri).rows, configuration_sha256="c")
+def announcer(pipeline: Pipeline, uri: Path, progress: Progress) -> Announcer:
+    return Announcer(pipeline, str(uri), progress, read_rows=Dataset(uri).rows, configuration_sha256="c")
 
 
 def stood(announced: list[Announced], before: int) -> Standing:
@@ -180,13 +189,26 @@ def stood(announced: list[Announced], before: int) -> Standing:
     return found
 
 
+Folded = tuple[Pipeline, Path, list[list[Announced]]]
+
+
+def fold_of(pipeline: Pipeline, uri: Path) -> Folded:
+    """A dataset, and what a fold in one go announces of each version from memory."""
+    commits = committed(pipeline, uri, seed=7)
+    fold = announcer(
+        pipeline, uri, Progress(closing(pipeline.window), version=0, history=beginning(pipeline))
+    )
+    return pipeline, uri, [fold.apply(commit) for commit in commits]
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def of_each_kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folded:
+    return fold_of(PIPELINES[request.param], tmp_path_factory.mktemp("announce") / "p")
+
+
 @pytest.fixture(scope="module")
 def folded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[Announced]]]:
-    """A dataset, and what a fold in one go announces of each version from memory."""
-    uri = tmp_path_factory.mktemp("announce") / "p"
-    commits = committed(uri, seed=7)
-    fold = announcer(uri, Progress(version=0, history=beginning(PIPELINE)))
-    return uri, [fold.apply(commit) for commit in commits]
+    return fold_of(PIPELINE, tmp_path_factory.mktemp("announce") / "p")[1:]
 
 
 def test_the_case_holds_all_that_can_be_announced(folded: tuple[Path, list[list[Announced]]]) -> None:
@@ -201,17 +223,15 @@ def test_the_case_holds_all_that_can_be_announced(folded: tuple[Path, list[list[
     assert len(ids) == len(set(ids))
 
 
-def test_a_fold_taken_up_again_at_any_version_announces_the_same(
-    folded: tuple[Path, list[list[Announced]]],
-) -> None:
-    uri, whole = folded
+def test_a_fold_taken_up_again_at_any_version_announces_the_same(of_each_kind: Folded) -> None:
+    pipeline, uri, whole = of_each_kind
     for start in range(0, len(whole), 4):
-        progress = recall(PIPELINE, str(uri), through_version=start)
+        progress = recall(pipeline, str(uri), through_version=start)
         history = [each for announced in whole[:start] for each in announced]
-        progress.history = stood(history, start).history_before(start + 1, beginning(PIPELINE))
-        fold = announcer(uri, progress)
+        progress.history = stood(history, start).history_before(start + 1, beginning(pipeline))
+        fold = announcer(pipeline, uri, progress)
         for version in range(start + 1, min(start + 4, len(whole)) + 1):
-            again = fold.apply(read_commit(PIPELINE, str(uri), version))
+            again = fold.apply(read_commit(pipeline, str(uri), version))
             expected = whole[version - 1]
             assert [each.envelope.id for each in again] == [each.envelope.id for each in expected]
             for mine, theirs in zip(again, expected, strict=True):
@@ -221,13 +241,47 @@ def test_a_fold_taken_up_again_at_any_version_announces_the_same(
 def test_a_fold_that_starts_anew_before_every_commit_announces_the_same(
     folded: tuple[Path, list[list[Announced]]],
 ) -> None:
-    uri, whole = folded
+    pipeline, (uri, whole) = PIPELINE, folded
     said: list[Announced] = []
     for version in range(1, len(whole) + 1):
-        progress = recall(PIPELINE, str(uri), through_version=version - 1)
-        progress.history = stood(said, version).history_before(version, beginning(PIPELINE))
-        said += announcer(uri, progress).apply(read_commit(PIPELINE, str(uri), version))
+        progress = recall(pipeline, str(uri), through_version=version - 1)
+        progress.history = stood(said, version).history_before(version, beginning(pipeline))
+        said += announcer(pipeline, uri, progress).apply(read_commit(pipeline, str(uri), version))
     assert said == [each for announced in whole for each in announced]
+
+
+def test_every_kind_of_window_counts_the_rows_of_the_dataset_and_asks_for_jobs_over_its_own_windows(
+    of_each_kind: Folded,
+) -> None:
+    pipeline, uri, whole = of_each_kind
+    dataset, jobs, windows = Dataset(uri), 0, []
+    for each in (each for announced in whole for each in announced):
+        if each.envelope.type == "tidemill.window.closed.v1":
+            statement = unwrap_as(each.envelope, WindowClosed)
+            windows.append(statement.window)
+            rows = dataset.rows(
+                "events",
+                version=statement.dataset_version,
+                start_ms=statement.window.start_ms,
+                end_ms=statement.window.end_ms,
+            )
+            if pipeline.window.by is not None:
+                rows = rows.filter(pl.col("place") == statement.window.key)
+            assert statement.summary.rows == rows.height
+            if rows.height:
+                assert statement.summary.columns["value"].mean == pytest.approx(
+                    rows.get_column("value").mean()
+                )
+            assert 0 <= statement.labelled <= rows.height
+        elif each.topic == JOBS.name:
+            jobs += 1
+            experiment = msgspec.json.decode(each.envelope.data)["experiment"]
+            judged, trained = experiment["evaluation"], experiment["training"]
+            # The newest window alone judges; what trains ends where that begins.
+            assert any(judged == judged | {"start_ms": w.start_ms, "end_ms": w.end_ms} for w in windows)
+            assert trained["start_ms"] < trained["end_ms"] == judged["start_ms"]
+    assert jobs > 1
+    assert len(windows) == len(set(windows))
 
 
 def test_every_row_gets_its_features_once_and_they_are_those_of_the_dataset_as_it_then_was(

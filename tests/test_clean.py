@@ -19,7 +19,7 @@ from streams.dedupe import Seen
 from streams.ingest import Ingest
 from streams.pipeline import Pipeline, Source
 from streams.tag import Tag
-from streams.window import Tumbling
+from streams.window import Pane, Tumbling
 from tests.stream_fixtures import Reading, frame_of
 
 NOW_MS = 1_000_000_000
@@ -131,7 +131,7 @@ def test_an_event_time_far_ahead_of_the_clock_is_refused_and_opens_no_window() -
     assert [(x.offset, x.reason, x.rule) for x in prepared.dead_letters] == [
         (1, "future_event_time", "not_in_the_future(at)")
     ]
-    assert list(prepared.summaries) == [NOW_MS + 86_400_000]
+    assert list(prepared.accounts) == [Pane(NOW_MS + 86_400_000)]
     assert prepared.watermarks == {("readings", 0): NOW_MS + 86_400_000}
 
 
@@ -161,8 +161,8 @@ def test_a_time_whose_window_no_announcement_could_name_is_refused(at: int, *, t
     prepared = Ingest(pipeline()).prepare([frame_of([record(at=at)])], now_ms=NOW_MS)
     assert prepared.rows.height == taken
     assert [x.reason for x in prepared.dead_letters] == ([] if taken else ["out_of_range"])
-    for start_ms in prepared.summaries:
-        window = Tumbling("1s").window(start_ms)
+    for pane in prepared.accounts:
+        window = Tumbling("1s").window(pane.start_ms)
         assert msgspec.json.decode(msgspec.json.encode(window), type=Window) == window
 
 
@@ -174,10 +174,10 @@ def test_every_event_is_a_row_a_dead_letter_or_dropped() -> None:
     assert counts.events == 63 == counts.rows + sum(counts.rejected.values()) + sum(counts.dropped.values())
     assert counts.rows == prepared.rows.height
     assert sum(counts.rejected.values()) == len(prepared.dead_letters)
-    by_window = prepared.summaries[5_000]
-    assert by_window.rejected == {"between(level)": 10}
+    by_pane = prepared.accounts[Pane(5_000)]
+    assert by_pane.rejected == {"between(level)": 10}
     assert counts.rejected == {"between(level)": 10, "level": 9, "value": 2, "id": 1}
-    assert by_window.dropped == counts.dropped
+    assert by_pane.dropped == counts.dropped
 
 
 # ── dedupe ──────────────────────────────────────────────────────────────────────────────────────────

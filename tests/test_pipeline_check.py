@@ -21,7 +21,7 @@ from streams.pipeline import Labels, Pipeline, Source
 from streams.tag import Slice, Tag
 from streams.training import Training, last
 from streams.trigger import bias, drift, edge_cases, every, first, hysteresis, label_drift
-from streams.window import Tumbling
+from streams.window import Session, Sliding, Tumbling
 
 weather = Source("weather.hourly", schema=Weather, event_time="observed", key="origin")
 arrived = Source("flights.arrived", schema=Arrival, event_time="arrived", key="flight_id",
@@ -74,6 +74,10 @@ MISTAKES = [
     ('Slice("carrier")', 'Slice("airline")', "slice column 'airline'", "not there"),
     ('Tumbling("1d", lateness="6h")', 'Tumbling("6h", lateness="1d")', "longer than the window itself", "6h"),
     ('Tumbling("1d", lateness="6h")', 'Tumbling("a day")', "is no duration", "write a number"),
+    ('Tumbling("1d", lateness="6h")', 'Sliding("1d", "5h")', "no multiple of every", "divides the size"),
+    ('Tumbling("1d", lateness="6h")', 'Sliding("1d", "1m")', "in 1440 windows", "lengthen every"),
+    ('Tumbling("1d", lateness="6h")', 'Session("6h", by="carier")', "'carier'", "did you mean 'carrier'?"),
+    ('Tumbling("1d", lateness="6h")', 'Session("6h", longest="1h")', "shorter than its gap", "6h"),
     (
         'source="weather.hourly", by',
         'source="weather.daily", by',

@@ -1,0 +1,76 @@
+"""Sums of floating point numbers that are exact, so that no order and no grouping can show in them.
+
+A sum is held as the shortest list of floats whose real sum it is: the float nearest to it, then the one
+nearest to what is left, and so on; one to three of them in practice. That list depends on the sum alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+Exact = tuple[float, ...]
+Floats = NDArray[np.float64]
+
+# Beyond it a square would overflow, below its inverse vanish: no measurement is there.
+LARGEST = 2.0**500
+_SMALLEST = 2.0**-400
+# Splits a float of 53 bits into two of 26 (Dekker, 1971).
+_SPLITTER = 2.0**27 + 1
+
+
+def exact(parts: Iterable[float]) -> Exact:
+    """The sum of finite floats, exactly."""
+    left = list(parts)
+    found: list[float] = []
+    # fsum rounds the real sum once: what it gives depends on nothing else.
+    while top := math.fsum(left):
+        found.append(top)
+        left.append(-top)
+    return tuple(found)
+
+
+def real(total: Exact) -> Fraction:
+    """The number itself."""
+    return sum(map(Fraction, total), Fraction())
+
+
+def group_sums(values: Floats, groups: NDArray[np.intp] | None, count: int) -> list[Floats]:
+    """By group, arrays of shape (count,) whose real sum is the group's exact sum of the values.
+
+    `groups` gives each value's group, 0 to count - 1; None: all are of one. Values are finite.
+
+    Each step takes from all values their bits above a common level; such numbers add up without rounding
+    (Rump, Ogita and Oishi, 2008: ExtractVector). It ends when no bits are left: after one to three steps.
+    """
+    sums = []
+    rest = values
+    while rest.size and (top := float(np.abs(rest).max())):
+        level = math.ldexp(1.0, math.frexp(top)[1] + rest.size.bit_length() + 1)
+        taken = (level + rest) - level
+        sums.append(_add_up(taken, groups, count))
+        rest = rest - taken
+    return sums
+
+
+def squares(values: Floats) -> tuple[Floats, Floats]:
+    """Each value's square, exactly, as the nearest float and what is left (Dekker, 1971).
+
+    Values whose square is next to nothing count as 0.
+    """
+    values = np.where(np.abs(values) < _SMALLEST, 0.0, values)
+    split = _SPLITTER * values
+    high = split - (split - values)
+    low = values - high
+    square = values * values
+    return square, ((high * high - square) + 2.0 * high * low) + low * low
+
+
+def _add_up(values: Floats, groups: NDArray[np.intp] | None, count: int) -> Floats:
+    if groups is None:
+        return np.array([values.sum()])
+    return np.bincount(groups, weights=values, minlength=count).astype(np.float64, copy=False)
