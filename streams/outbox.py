@@ -7,14 +7,13 @@ announced again, without the ids that are there already.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.structs import TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from infra.kafka.connection import Connection
+from infra.kafka.read import read_to_end
 from schemas import topics
 from schemas.contract import type_of
 from schemas.decision import Decision
@@ -91,42 +90,6 @@ async def standing(connection: Connection, pipeline: str) -> Standing:
         found.version = max(by_version)
         found.ids = by_version[found.version]
     return found
-
-
-async def read_to_end(connection: Connection, tails: Mapping[str, int | None]) -> AsyncIterator[Any]:
-    """Records of whole topics, or of the last so many offsets of each partition, to where they end now."""
-    consumer = AIOKafkaConsumer(
-        *tails,
-        **connection.client_arguments(),
-        enable_auto_commit=False,
-        isolation_level="read_committed",
-        # A fetch that waits for more holds up every other question on its connection: half a second each.
-        fetch_max_wait_ms=20,
-    )
-    await consumer.start()
-    try:
-        partitions = [TopicPartition(t, n) for t in tails for n in consumer.partitions_for_topic(t) or ()]
-        consumer.unsubscribe()
-        consumer.assign(partitions)
-        firsts = await consumer.beginning_offsets(partitions)
-        ends = await consumer.end_offsets(partitions)
-        unread = set()
-        for tp in partitions:
-            tail = tails[tp.topic]
-            start = firsts[tp] if tail is None else max(firsts[tp], ends[tp] - tail)
-            if start < ends[tp]:
-                unread.add(tp)
-                consumer.seek(tp, start)
-            else:
-                consumer.pause(tp)
-        while unread:
-            for tp, records in (await consumer.getmany(*unread, timeout_ms=1000)).items():
-                for record in records:
-                    if record.offset < ends[tp]:
-                        yield record
-            unread -= {tp for tp in unread if await consumer.position(tp) >= ends[tp]}
-    finally:
-        await consumer.stop()
 
 
 async def letters_since(
