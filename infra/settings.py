@@ -23,7 +23,18 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 
 from schemas.errors import InvalidConfiguration
 
-from .settings_model import Broker, Doctor, Kafka, Log, Paths, Settings, Store, Trainer, Worker
+from .settings_model import (
+    Broker,
+    Doctor,
+    Kafka,
+    Log,
+    Paths,
+    SchemaRegistry,
+    Settings,
+    Store,
+    Trainer,
+    Worker,
+)
 
 __all__ = [
     "load",
@@ -32,6 +43,7 @@ __all__ = [
     "Settings",
     "Paths",
     "Kafka",
+    "SchemaRegistry",
     "Broker",
     "Worker",
     "Trainer",

@@ -74,6 +74,28 @@ class Kafka(_Section):
         return self
 
 
+class SchemaRegistry(_Section):
+    """Where the schemas of Avro records are found."""
+
+    url: str | None = None
+    """Base address of a registry that speaks Confluent's API."""
+    folder: AbsolutePath | None = None
+    """A folder of schemas as files, each named by its id: `7.avsc`. Looked at before the registry."""
+    username: str | None = None
+    password: SecretStr | None = None
+    timeout_ms: PositiveInt = 5_000
+    unknown_again_ms: PositiveInt = 30_000
+    """How long an id that the registry did not know is not asked for again."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> SchemaRegistry:
+        if (self.username is None) != (self.password is None):
+            raise ValueError("schema_registry.username and schema_registry.password go together")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError("schema_registry.url must begin with http:// or https://")
+        return self
+
+
 class Broker(_Section):
     """The embedded broker, used when `kafka.bootstrap_servers` is unset."""
 
@@ -180,6 +202,7 @@ class Settings(BaseSettings):
     """What is downloaded once per user: the broker's jars."""
     paths: Paths = Field(default_factory=Paths)
     kafka: Kafka = Field(default_factory=Kafka)
+    schema_registry: SchemaRegistry = Field(default_factory=SchemaRegistry)
     broker: Broker = Field(default_factory=Broker)
     worker: Worker = Field(default_factory=Worker)
     trainer: Trainer = Field(default_factory=Trainer)

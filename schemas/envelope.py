@@ -24,6 +24,7 @@ from .errors import Rejected
 
 JSON = "application/json"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
+CONFLUENT_AVRO = "application/vnd.confluent.avro"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)

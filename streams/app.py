@@ -17,6 +17,7 @@ from infra.kafka.connection import Connection, connect_to
 from infra.settings_model import Settings
 from streams.check import refuse_mistakes
 from streams.load import Loaded, load_pipeline
+from streams.schema_registry import writers_for
 from streams.transport import FrameTopic, register
 from streams.worker import StreamWorker
 
@@ -92,6 +93,7 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
         connection=connection,
         options=options,
         configuration_sha256=loaded.sha256,
+        writers=writers_for(pipeline, settings.schema_registry),
     )
 
     @app.agent(app.topic(*pipeline.sources()), name=f"ingest.{pipeline.name}")

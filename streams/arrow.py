@@ -47,6 +47,15 @@ def read_rows(value: bytes, columns: Sequence[Column], *, unknown_columns: bool 
         table = pl.read_ipc_stream(io.BytesIO(value))
     except (Exception, PanicException) as error:  # the reader raises what its Rust parts raise
         raise NotRows("malformed", "value", f"no Arrow IPC stream: {_first_line(error)}") from error
+    return conform(table, columns, unknown_columns=unknown_columns)
+
+
+def conform(table: pl.DataFrame, columns: Sequence[Column], *, unknown_columns: bool = False) -> pl.DataFrame:
+    """A table of somebody else's in the contract's columns and types, with `_overflow`.
+
+    Raises:
+        NotRows: its columns are not the contract's.
+    """
     known = {c.name for c in columns}
     if not unknown_columns and (odd := [c for c in table.columns if c not in known]):
         raise NotRows("unknown_schema", odd[0], f"the contract has no column {odd[0]!r}")
@@ -69,9 +78,7 @@ def read_rows(value: bytes, columns: Sequence[Column], *, unknown_columns: bool 
             pl.coalesce(pl.lit(None, dtype=pl.String), *overflows).alias(OVERFLOW),
         )
     except (pl.exceptions.PolarsError, PanicException) as error:
-        raise NotRows(
-            "malformed", "value", f"the Arrow columns cannot be read: {_first_line(error)}"
-        ) from error
+        raise NotRows("malformed", "value", f"the columns cannot be read: {_first_line(error)}") from error
 
 
 def _holds(column: Column, found: pl.DataType) -> bool:

@@ -1,8 +1,9 @@
 """Decoding: from records' bytes to a frame of rows, the bad ones set apart and the good ones kept.
 
-A record is JSON of the source's contract, or, by its content type, an Arrow IPC stream of many rows with
-the contract's columns. A record with a watermark header and no value is a heartbeat: no event, but a
-producer's word that nothing earlier follows.
+A record is JSON of the source's contract; or, by its content type or the source's own word, Avro in
+Confluent's framing; or, by its content type, an Arrow IPC stream of many rows with the contract's columns.
+A record with a watermark header and no value is a heartbeat: no event, but a producer's word that nothing
+earlier follows.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import msgspec
 import polars as pl
 
 from schemas.dead_letter import Reason
-from schemas.envelope import ARROW_STREAM, JSON
+from schemas.envelope import ARROW_STREAM, CONFLUENT_AVRO, JSON
 from schemas.topics import CONTENT_TYPE_HEADER, WATERMARK_HEADER
 from streams.arrow import OVERFLOW, NotRows, read_rows
+from streams.avro import AvroReader, Bodies, Writers
 from streams.columns import Column, columns_of, into_columns, takes_unknown_fields
 from streams.refused import Refused, content_type_of, refuse_rows
 from streams.transport.frame import Frame
@@ -45,11 +47,25 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes records of one contract."""
+    """Decodes records of one contract.
 
-    def __init__(self, contract: type[msgspec.Struct]) -> None:
+    Args:
+        contract: a flat struct.
+        writers: finds the schemas that Avro records were written with.
+        unmarked: content type of a record that names none.
+    """
+
+    def __init__(
+        self,
+        contract: type[msgspec.Struct],
+        *,
+        writers: Writers | None = None,
+        unmarked: str = JSON,
+    ) -> None:
         self.contract = contract
         self.columns = columns_of(contract)
+        self._unmarked = unmarked
+        self._avro = AvroReader(self.columns, writers, unknown_columns=takes_unknown_fields(contract))
         self._json = msgspec.json.Decoder(contract)
         self._take = into_columns(contract)
         self._empty = pl.DataFrame(schema=self._schema())
@@ -59,19 +75,26 @@ class Decoder:
         return own | {"_frame": pl.Int32, "_index": pl.Int32, "_row": pl.Int32}
 
     def decode(self, frames: Sequence[Frame]) -> Decoded:
-        """Decode all records of these frames; never raises for what a record holds."""
+        """Decode all records of these frames; never raises for what a record holds.
+
+        Raises:
+            Retryable: the schema of an Avro record cannot be asked for now.
+        """
         decoded = Decoded(self._empty)
         values: list[bytes] = []
         frame_of: list[pl.Series] = []
         index_of: list[pl.Series] = []
         tables: list[pl.DataFrame] = []
+        avro = Bodies()
         for number, frame in enumerate(frames):
-            plain = self._set_apart(frame, number, decoded, tables)
+            plain = self._set_apart(frame, number, decoded, tables, avro)
             values += frame.values if plain is None else [frame.values[i] for i in plain]  # type: ignore[misc]
             indices = range(len(frame)) if plain is None else plain
             index_of.append(pl.Series("_index", indices, dtype=pl.Int32))
             frame_of.append(pl.repeat(number, len(indices), dtype=pl.Int32, eager=True))
-        mixed = bool(tables) and bool(values)
+        mixed = [bool(tables), bool(avro), bool(values)].count(True) > 1
+        if avro:
+            tables += self._rows_of_avro(frames, avro, decoded)
         if tables:
             tables = [self._keeping_the_contract(frames, pl.concat(tables), decoded)]
         if values:
@@ -87,15 +110,19 @@ class Decoder:
         return decoded
 
     def _set_apart(
-        self, frame: Frame, number: int, decoded: Decoded, tables: list[pl.DataFrame]
+        self, frame: Frame, number: int, decoded: Decoded, tables: list[pl.DataFrame], avro: Bodies
     ) -> list[int] | None:
         """Handle what is no plain JSON record; None when all of the frame is."""
         if not frame.headers and None not in frame.values and _longest(frame) <= MAX_RECORD_BYTES:
-            return None
+            if self._unmarked == JSON:
+                return None
+            if b"" not in frame.values:
+                avro.add(number, range(len(frame)), frame.values)  # type: ignore[arg-type]
+                return []
         plain: list[int] = []
         for index, value in enumerate(frame.values):
             headers = dict(frame.headers.get(index, ()))
-            content_type = content_type_of(headers)
+            content_type = content_type_of(headers, self._unmarked)
             if index in frame.unread:
                 decoded.refused.append(Refused(frame, index, "too_large", "batch", frame.unread[index]))
             elif not value:
@@ -108,9 +135,13 @@ class Decoder:
             elif content_type == ARROW_STREAM.encode():
                 table = self._rows_of_arrow(frame, number, index, value, decoded)
                 tables += [] if table is None else [table]
+            elif content_type == CONFLUENT_AVRO.encode():
+                avro.add(number, [index], [value])
             else:
                 said = content_type.decode("utf-8", "replace")
-                detail = f"content type {said!r} is not taken; send {JSON} or {ARROW_STREAM}"
+                detail = (
+                    f"content type {said!r} is not taken; send {JSON}, {CONFLUENT_AVRO} or {ARROW_STREAM}"
+                )
                 decoded.refused.append(Refused(frame, index, "unknown_schema", CONTENT_TYPE_HEADER, detail))
         return plain
 
@@ -222,10 +253,18 @@ class Decoder:
             _row=pl.int_range(pl.len(), dtype=pl.Int32),
         )
 
+    def _rows_of_avro(self, frames: Sequence[Frame], bodies: Bodies, decoded: Decoded) -> list[pl.DataFrame]:
+        tables, misfits = self._avro.read(bodies)
+        decoded.refused += [
+            Refused(frames[bad.frame], bad.index, bad.reason, bad.rule, bad.detail) for bad in misfits
+        ]
+        # Of several schemas, or with bad ones among them, rows come in another order than their records.
+        return tables if len(tables) < 2 else [pl.concat(tables).sort("_frame", "_index")]
+
     def _keeping_the_contract(
         self, frames: Sequence[Frame], table: pl.DataFrame, decoded: Decoded
     ) -> pl.DataFrame:
-        """Rows of Arrow records that hold what JSON's decoder would have taken."""
+        """Rows of Arrow and Avro records that hold what JSON's decoder would have taken."""
         for reason, rule, detail, bad in self._breaches(table):
             mask = table.select(bad.alias("bad")).to_series()
             decoded.refused += refuse_rows(frames, table.filter(mask), reason, rule, detail)

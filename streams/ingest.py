@@ -17,6 +17,7 @@ import polars as pl
 from infra.dataset import META
 from schemas.dead_letter import DeadLetter
 from streams import watermark
+from streams.avro import Writers
 from streams.clean import DEDUPE, Dedupe, Rule
 from streams.columns import schema_of
 from streams.dead_letter import dead_letter
@@ -90,14 +91,24 @@ class Ingest:
 
     Args:
         read_keys: by source, what its dedupe reads of the dataset; None remembers only.
+        writers: finds the schemas that Avro records were written with.
     """
 
-    def __init__(self, pipeline: Pipeline, *, read_keys: Callable[[str, str], Read] | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        read_keys: Callable[[str, str], Read] | None = None,
+        writers: Writers | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.schema = pl.Schema({**META, **dataset_schema(pipeline)})
         self.watermarks: dict[Partition, int] = {}
         self.pipeline_watermark_ms: int | None = None
-        self._decoders = {topic: Decoder(s.schema) for topic, s in pipeline.sources().items()}
+        self._decoders = {
+            topic: Decoder(s.schema, writers=writers, unmarked=s.content_type)
+            for topic, s in pipeline.sources().items()
+        }
         self.seen: dict[str, Seen] = {}
         for topic, source in pipeline.sources().items():
             for each in pipeline.rules(topic):
@@ -115,7 +126,11 @@ class Ingest:
             seen.recall(self._forget_before(topic))
 
     def prepare(self, frames: Sequence[Frame], *, now_ms: int) -> Prepared:
-        """Turn consecutive frames of any sources and partitions into one commit."""
+        """Turn consecutive frames of any sources and partitions into one commit.
+
+        Raises:
+            Retryable: the schema of an Avro record cannot be asked for now; nothing is changed.
+        """
         by_topic: dict[str, list[Frame]] = {}
         advances: dict[Partition, Advance] = {}
         for frame in frames:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 import polars as pl
 
+from schemas.envelope import CONFLUENT_AVRO, JSON
 from schemas.features import Feature, FeatureSpec, Label
 from streams.clean import Cleaning
 from streams.declared import Place, here
@@ -31,6 +33,8 @@ class Source:
         derive: columns computed from the record's own, after cleaning.
         disorder: how far behind the newest event of its partition an event may come without being late.
         future: how far ahead of the clock an event time may lie.
+        records: what a record without a content type holds: JSON, or Avro in Confluent's framing, whose usual
+            serializers say nothing in a header.
     """
 
     topic: str
@@ -41,12 +45,18 @@ class Source:
     derive: Mapping[str, pl.Expr] = field(default_factory=dict)
     disorder: str = "0s"
     future: str = "1d"
+    records: Literal["json", "avro"] = "json"
     place: Place = field(default_factory=here, compare=False)
 
     @property
     def disorder_ms(self) -> int:
         """`disorder` in milliseconds."""
         return 0 if self.disorder == "0s" else to_ms(self.disorder)
+
+    @property
+    def content_type(self) -> str:
+        """Content type of a record that names none."""
+        return CONFLUENT_AVRO if self.records == "avro" else JSON
 
     @property
     def future_ms(self) -> int:

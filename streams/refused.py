@@ -46,7 +46,7 @@ def refuse_rows(
     return refused
 
 
-def content_type_of(headers: Mapping[str, bytes | None]) -> bytes:
-    """A record's content type without its parameters; JSON where none is said."""
+def content_type_of(headers: Mapping[str, bytes | None], otherwise: str = JSON) -> bytes:
+    """A record's content type without its parameters; `otherwise` where none is said."""
     said = headers.get(CONTENT_TYPE_HEADER)
-    return JSON.encode() if said is None else said.split(b";")[0].strip()
+    return otherwise.encode() if said is None else said.split(b";")[0].strip()

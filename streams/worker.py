@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +25,10 @@ from infra.kafka.connection import Connection
 from infra.settings_model import Worker as Options
 from schemas import topics
 from schemas.envelope import wrap
-from schemas.errors import InvalidConfiguration
+from schemas.errors import InvalidConfiguration, Retryable
 from streams import watermark
 from streams.announce import Announced, Commit
+from streams.avro import Writers
 from streams.dedupe import Read
 from streams.herald import Herald
 from streams.ingest import Ingest, Prepared, dataset_schema
@@ -89,6 +91,7 @@ class StreamWorker:
         connection: Connection,
         options: Options,
         configuration_sha256: str = "",
+        writers: Writers | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         self.pipeline = pipeline
@@ -100,7 +103,7 @@ class StreamWorker:
         self._now_ms = now_ms
         self._ledger = Ledger(self.uri, dataset_schema(pipeline))
         self._ledger_lock = asyncio.Lock()
-        self._ingest = Ingest(pipeline, read_keys=self._keys)
+        self._ingest = Ingest(pipeline, read_keys=self._keys, writers=writers)
         self._queue = FrameQueue(options.batch_rows, options.batch_bytes)
         self._partitions: set[Partition] = set()
         self._expected: dict[Partition, int] = {}
@@ -319,7 +322,7 @@ class StreamWorker:
             while frames:
                 began = time.perf_counter()
                 self._stand_by_ledger()
-                prepared = await asyncio.to_thread(self._ingest.prepare, frames, now_ms=self._now_ms())
+                prepared = await self._prepare(frames)
                 self.totals.prepare_s += time.perf_counter() - began
                 await self._publish_letters(prepared)
                 commit = await self._commit(prepared)
@@ -336,6 +339,18 @@ class StreamWorker:
         self.totals.rows += prepared.rows.height
         self.totals.dead_letters += len(prepared.dead_letters)
         self._herald.committed(commit)
+
+    async def _prepare(self, frames: Sequence[Frame]) -> Prepared:
+        """Prepare, and while a schema registry is away, wait and try again: nothing is dropped."""
+        for pause_s in itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1])):
+            try:
+                return await asyncio.to_thread(self._ingest.prepare, frames, now_ms=self._now_ms())
+            except Retryable as error:
+                if self._stopping:
+                    raise
+                log.error("cannot decode, will try again", error=str(error), in_s=pause_s)
+                await asyncio.sleep(pause_s)
+        raise AssertionError("unreachable")
 
     def _next_in_line(self, frames: Iterable[Frame]) -> list[Frame]:
         """The frames, held against the ledger once more: it may have moved since they were queued."""

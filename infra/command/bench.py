@@ -32,7 +32,7 @@ def ingest(
     events: Annotated[int, typer.Option(min=10_000, help="Events on the topic.")] = 1_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="Times that every side runs.")] = 3,
     form: Annotated[
-        Literal["json", "arrow"], typer.Option("--format", help="How a record holds its events.")
+        Literal["json", "arrow", "avro"], typer.Option("--format", help="How a record holds its events.")
     ] = "json",
     partitions: Annotated[int, typer.Option(min=1, max=256, help="Partitions of the topic.")] = 4,
     keys: Annotated[int, typer.Option(min=1, help="Different sources among the events.")] = 32,

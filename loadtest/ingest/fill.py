@@ -19,12 +19,17 @@ from schemas import topics
 from schemas.envelope import ARROW_STREAM
 from schemas.topics import CONTENT_TYPE_HEADER
 
-Format = Literal["json", "arrow"]
+Format = Literal["json", "arrow", "avro"]
 Encode = Callable[[pl.DataFrame], Iterable[tuple[bytes | None, bytes]]]
 
-_ENCODERS: dict[Format, Encode] = {"json": readings.as_json, "arrow": readings.as_arrow}
+_ENCODERS: dict[Format, Encode] = {
+    "json": readings.as_json,
+    "arrow": readings.as_arrow,
+    "avro": readings.as_avro,
+}
 _HEADERS: dict[Format, tuple[Header, ...]] = {
     "json": (),
+    "avro": (),
     "arrow": ((CONTENT_TYPE_HEADER, ARROW_STREAM.encode()),),
 }
 

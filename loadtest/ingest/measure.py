@@ -13,6 +13,7 @@ from infra.supervisor import ProcessFailed, Supervised
 from loadtest.ingest.side import Absent, Mark, Side, Task
 
 _LOOK_S = 0.05
+_LEAST_SPAN_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,9 +112,9 @@ def _measured(
     first, last = marks[0], marks[-1]
     events = last.events - first.events
     span_s = last.time_s - first.time_s
-    if events <= 0 or span_s <= 0:
+    if events <= 0 or span_s < _LEAST_SPAN_S:
         raise Absent(
-            f"it was through {last.events:,} events before a second mark; give it more with --events"
+            f"it was through {last.events:,} events too soon to be measured; give it more with --events"
         )
     cpu_s = _cpu_at(samples, last.time_s) - _cpu_at(samples, first.time_s)
     return Measured(

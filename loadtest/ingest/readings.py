@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import fastavro
 import numpy as np
 import polars as pl
 from msgspec import Meta, Struct
@@ -63,12 +65,28 @@ def declare(partitions: int = 4) -> Topic:
     )
 
 
-def pipeline(name: str) -> Pipeline:
+AVRO_ID = 7
+AVRO: dict[str, Any] = {
+    "type": "record",
+    "name": "Reading",
+    "fields": [
+        {"name": "id", "type": "string"},
+        {"name": "time", "type": "long"},
+        {"name": "source", "type": "string"},
+        {"name": "kind", "type": "string"},
+        {"name": "value", "type": ["null", "double"]},
+        {"name": "battery", "type": "int"},
+    ],
+}
+"""The writer's schema of the Avro records; its id is ours to choose, as it is found in a file."""
+
+
+def pipeline(name: str, records: Literal["json", "avro"] = "json") -> Pipeline:
     """The common work as a Tidemill engineer writes it."""
     declare()
     return Pipeline(
         name=name,
-        source=Source(TOPIC, schema=Reading, event_time="time", key="id", disorder="1s"),
+        source=Source(TOPIC, schema=Reading, event_time="time", key="id", disorder="1s", records=records),
         clean=[require("source", "value"), between("value", -50, HOTTEST), dedupe(within="1m")],
         tag=[Tag("hot", pl.col("value") >= HOT)],
         window=Tumbling("10s", lateness="1s"),
@@ -139,6 +157,17 @@ def as_json(part: pl.DataFrame) -> Iterator[tuple[bytes | None, bytes]]:
     values = part.select(pl.struct(pl.all()).struct.json_encode()).to_series()
     for key, value in zip(part.get_column("source"), values, strict=True):
         yield key.encode(), value.encode()
+
+
+def as_avro(part: pl.DataFrame) -> Iterator[tuple[bytes | None, bytes]]:
+    """Records of one event in Confluent's framing."""
+    schema = fastavro.parse_schema(AVRO)
+    head = struct.pack(">bi", 0, AVRO_ID)
+    for row in part.iter_rows(named=True):
+        sink = io.BytesIO()
+        sink.write(head)
+        fastavro.schemaless_writer(sink, schema, row)
+        yield row["source"].encode(), sink.getvalue()
 
 
 def as_arrow(part: pl.DataFrame) -> Iterator[tuple[bytes | None, bytes]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadtest.ingest.fill import Filled, Format
+from loadtest.ingest.readings import AVRO
 from schemas.errors import Retryable
 
 PEERS = Path(__file__).with_name("peers")
@@ -52,6 +53,7 @@ class Task:
             "BENCH_BOOTSTRAP": self.bootstrap_servers,
             "BENCH_TOPIC": self.topic,
             "BENCH_FORMAT": self.form,
+            "BENCH_AVRO": json.dumps(AVRO),
             "BENCH_PARTITIONS": str(self.partitions),
             "BENCH_EVENTS": str(self.filled.events),
             # Arrow records hold many events; whoever only counts records is told how many.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from functools import lru_cache
 from pathlib import Path
 
 from infra.dataset import CommitRecord, Dataset, DatasetUnreadable
 from infra.supervisor import tidemill
+from loadtest.ingest.readings import AVRO, AVRO_ID
 from loadtest.ingest.side import Mark, Start, Task
 
 _FILE = """from loadtest.ingest.readings import pipeline
 
-readings = pipeline({name!r})
+readings = pipeline({name!r}, records={records!r})
 """
 
 
@@ -20,13 +22,16 @@ def prepare(task: Task) -> Start:
     """A worker on a pipeline of its own name: an empty dataset, and announcements of nobody before it."""
     name = _name(task)
     file = task.home / "readings.py"
-    file.write_text(_FILE.format(name=name))
+    # Arrow says so in each record's header.
+    file.write_text(_FILE.format(name=name, records="avro" if task.form == "avro" else "json"))
+    (task.home / f"{AVRO_ID}.avsc").write_text(json.dumps(AVRO))
     return Start(
         command=tidemill("worker"),
         environment={
             "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": task.bootstrap_servers,
             "TIDEMILL_PATHS__HOME": str(task.home),
             "TIDEMILL_WORKER__PIPELINE": str(file),
+            "TIDEMILL_SCHEMA_REGISTRY__FOLDER": str(task.home),
             "TIDEMILL_LOG__FORM": "json",
         },
     )

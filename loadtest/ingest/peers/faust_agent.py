@@ -1,8 +1,13 @@
 """Stock Faust, as its documentation has it: a record, an agent, a tumbling table by source and tag."""
 
+import io
+import json
 import os
 
+import fastavro
 import faust
+from faust.serializers import codecs
+from faust.serializers.codecs import Codec
 from marks import Marks
 
 app = faust.App(
@@ -26,7 +31,24 @@ class Reading(faust.Record, serializer="json"):
     battery: int
 
 
-topic = app.topic(os.environ["BENCH_TOPIC"], value_type=Reading)
+class Avro(Codec):
+    """Avro in Confluent's framing, record by record, by the fastest reader that Python has."""
+
+    schema = fastavro.parse_schema(json.loads(os.environ["BENCH_AVRO"]))
+
+    def _loads(self, s):
+        stream = io.BytesIO(s)
+        stream.seek(5)
+        return fastavro.schemaless_reader(stream, self.schema, None)
+
+
+class AvroReading(Reading, serializer="avro"):
+    pass
+
+
+codecs.register("avro", Avro())
+kind = AvroReading if os.environ["BENCH_FORMAT"] == "avro" else Reading
+topic = app.topic(os.environ["BENCH_TOPIC"], value_type=kind, value_serializer=kind._options.serializer)
 # By the event's own time would need `relative_to_field`; a window is told from the event's time here.
 counts: dict[tuple[int, str, str], int] = {}
 marks = Marks()

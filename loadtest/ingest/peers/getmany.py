@@ -15,7 +15,6 @@ async def main():
         group_id=os.environ["BENCH_GROUP"],
         auto_offset_reset="earliest",
         enable_auto_commit=False,
-        max_partition_fetch_bytes=8 * 2**20,
     )
     await consumer.start()
     rows = int(os.environ["BENCH_ROWS_PER_RECORD"])

@@ -12,7 +12,6 @@ consumer = Consumer(
         "group.id": os.environ["BENCH_GROUP"],
         "auto.offset.reset": "earliest",
         "enable.auto.commit": False,
-        "fetch.message.max.bytes": 8 * 2**20,
     }
 )
 consumer.subscribe([os.environ["BENCH_TOPIC"]])

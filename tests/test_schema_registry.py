@@ -1,0 +1,89 @@
+"""Writers' schemas: asked for once, never guessed, and waited for while the registry is away."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.kafka.ports import free_port
+from infra.settings import SchemaRegistry as Options
+from schemas.errors import InvalidConfiguration, Retryable
+from streams.pipelines.flights import flights
+from streams.schema_registry import SchemaRegistry, writers_for
+from tests.avro_fixtures import READING, registry
+
+TEXT = json.dumps(READING)
+
+
+def test_a_schema_is_asked_for_once() -> None:
+    with registry({7: TEXT, 8: TEXT}) as served:
+        found = SchemaRegistry(Options(url=served.url))
+        assert len(found.schemas([7, 8])) == 2
+        known = found.schemas([7])[7]
+        assert known is not None
+        assert [f.name for f in known.fields] == [f["name"] for f in READING["fields"]]
+        assert sorted(served.asked) == [7, 8]
+
+
+def test_an_unknown_id_is_asked_for_again_only_after_a_while() -> None:
+    now_s = 1_000.0
+    with registry({}) as served:
+        found = SchemaRegistry(Options(url=served.url, unknown_again_ms=30_000), now_s=lambda: now_s)
+        assert found.schemas([9]) == {9: None}
+        now_s += 29
+        assert found.schemas([9]) == {9: None}
+        assert served.asked == [9]
+        served.schemas[9] = TEXT
+        now_s += 2
+        assert found.schemas([9])[9] is not None
+
+
+def test_many_unknown_ids_are_each_asked_for_once() -> None:
+    with registry({}) as served:
+        found = SchemaRegistry(Options(url=served.url))
+        for _ in range(3):
+            assert set(found.schemas(range(200)).values()) == {None}
+        assert sorted(served.asked) == list(range(200))
+
+
+def test_a_registry_that_is_away_is_retryable_and_names_its_address() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(Retryable, match=url):
+        SchemaRegistry(Options(url=url, timeout_ms=500)).schemas([7])
+
+
+@pytest.mark.parametrize("status", [401, 500, 503])
+def test_a_registry_that_answers_with_an_error_is_retryable(status: int) -> None:
+    with registry({7: TEXT}) as served:
+        served.status = status
+        found = SchemaRegistry(Options(url=served.url))
+        with pytest.raises(Retryable, match=str(status)):
+            found.schemas([7])
+        served.status = None
+        assert found.schemas([7])[7] is not None
+
+
+def test_files_are_looked_at_before_the_registry(tmp_path: Path) -> None:
+    (tmp_path / "7.avsc").write_text(TEXT)
+    with registry({8: TEXT}) as served:
+        found = SchemaRegistry(Options(url=served.url, folder=tmp_path))
+        assert None not in found.schemas([7, 8]).values()
+        assert served.asked == [8]
+    assert SchemaRegistry(Options(folder=tmp_path)).schemas([8]) == {8: None}
+
+
+def test_a_schema_of_no_record_is_as_good_as_none() -> None:
+    with registry({7: '"string"', 8: "{"}) as served:
+        assert SchemaRegistry(Options(url=served.url)).schemas([7, 8]) == {7: None, 8: None}
+
+
+def test_a_source_of_avro_needs_somewhere_to_find_schemas() -> None:
+    from dataclasses import replace
+
+    declared = replace(flights, source=replace(flights.source, records="avro"))
+    with pytest.raises(InvalidConfiguration, match=r"flights.scheduled.*schema_registry.url"):
+        writers_for(declared, Options())
+    assert writers_for(declared, Options(folder=Path("schemas"))) is not None
+    assert writers_for(flights, Options()) is None
