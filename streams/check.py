@@ -14,7 +14,7 @@ from streams import trial
 from streams.check_features import features, labels
 from streams.check_training import training
 from streams.check_trigger import trigger
-from streams.clean import Cleaning, Dedupe, Rule
+from streams.clean import Cleaning, Dedupe, Mend, Rule
 from streams.columns import schema_of
 from streams.declared import InvalidPipeline, Place, Problem, nearest
 from streams.load import load_pipeline
@@ -141,6 +141,28 @@ def _spans(source: Source) -> Iterator[Problem]:
 def _rule(rule: Cleaning, schema: Schema) -> Iterator[Problem]:
     if isinstance(rule, Rule):
         yield from _expression(rule.place, f"rule {rule.name}", rule.keep, schema, gives=pl.Boolean())
+    elif isinstance(rule, Mend):
+        for condition in (rule.where, *([] if rule.known is None else [rule.known])):
+            yield from _expression(rule.place, rule.name, condition, schema, gives=pl.Boolean())
+        for column, value in rule.sets.items():
+            yield from _mended(rule, column, value, schema)
+
+
+def _mended(mend: Mend, column: str, value: pl.Expr, schema: Schema) -> Iterator[Problem]:
+    """A mended value must be of its column's kind: the contract's types do not change."""
+    if column not in schema:
+        yield Problem(
+            mend.place, f"{mend.name} sets column {column!r}, which is not there{nearest(column, schema)}"
+        )
+        return
+    found = list(_expression(mend.place, mend.name, value, schema))
+    yield from found
+    if not found:
+        got, wanted = trial.type_of(value, schema), schema[column]
+        if got != wanted and not (got.is_numeric() and wanted.is_numeric()):
+            yield Problem(
+                mend.place, f"{mend.name} gives {got}, but {column!r} is {wanted}; give one of its kind"
+            )
 
 
 def _expression(

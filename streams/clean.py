@@ -17,7 +17,28 @@ from polars.exceptions import PanicException, PolarsError
 from schemas.dead_letter import Reason
 from streams.declared import InvalidPipeline, Place, here
 from streams.duration import to_ms
-from streams.evaluate import evaluate
+from streams.evaluate import evaluate, refuse_all_failing
+from streams.mend import Mend, cap, impute, normalise_units
+
+__all__ = [
+    "DEDUPE",
+    "Cleaning",
+    "Dedupe",
+    "Failed",
+    "Mend",
+    "Rule",
+    "between",
+    "cap",
+    "dedupe",
+    "failing",
+    "failures",
+    "impute",
+    "matches",
+    "normalise_units",
+    "one_of",
+    "require",
+    "rule",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +49,7 @@ class Rule:
     keep: pl.Expr
     reason: Reason = "rule"
     detail: str
+    unit: str = ""
     place: Place = field(default_factory=here, compare=False)
 
     def columns(self) -> list[str]:
@@ -60,8 +82,12 @@ def require(*columns: str) -> Rule:
     )
 
 
-def between(column: str, low: float, high: float) -> Rule:
-    """A number must lie in [low, high]; NaN and infinities do not. A null passes: see `require`."""
+def between(column: str, low: float, high: float, *, unit: str = "") -> Rule:
+    """A number must lie in [low, high]; NaN and infinities do not. A null passes: see `require`.
+
+    Args:
+        unit: of the column and both ends, for the people who read a dead letter.
+    """
     if low > high:
         raise InvalidPipeline(
             here(), f"between({column!r}, {low}, {high}): the low end is above the high end"
@@ -71,7 +97,8 @@ def between(column: str, low: float, high: float) -> Rule:
         name=f"between({column})",
         keep=value.is_null() | value.is_between(low, high),
         reason="out_of_range",
-        detail=f"{column} must lie in [{low}, {high}]",
+        detail=f"{column} must lie in [{low}, {high}]{f' {unit}' if unit else ''}",
+        unit=unit,
     )
 
 
@@ -86,6 +113,25 @@ def one_of(column: str, values: Iterable[Any]) -> Rule:
     )
 
 
+def matches(column: str, pattern: str) -> Rule:
+    """Text must match a regular expression of Rust's dialect from end to end. A null passes: see `require`.
+
+    Raises:
+        InvalidPipeline: it is no regular expression.
+    """
+    whole = f"^(?:{pattern})$"
+    try:
+        pl.Series([""]).str.contains(whole)
+    except PolarsError as error:
+        said = str(error).strip().splitlines()[-1]
+        raise InvalidPipeline(here(), f"matches({column!r}): {pattern!r} is no pattern: {said}") from error
+    return Rule(
+        name=f"matches({column})",
+        keep=pl.col(column).is_null() | pl.col(column).str.contains(whole),
+        detail=f"{column} must match {pattern}",
+    )
+
+
 def rule(name: str, keep: pl.Expr, *, detail: str = "") -> Rule:
     """Any condition of one's own, true for a good row."""
     return Rule(name=name, keep=keep, detail=detail or f"the rule {name} must hold")
@@ -96,7 +142,7 @@ def dedupe(*, within: str) -> Dedupe:
     return Dedupe(within_ms=to_ms(within))
 
 
-Cleaning = Rule | Dedupe
+Cleaning = Rule | Mend | Dedupe
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +175,11 @@ def failures(rows: pl.DataFrame, rules: Sequence[Rule]) -> pl.Series:
 
 
 def failing(rows: pl.DataFrame, rules: Sequence[Rule]) -> list[Failed]:
-    """The rows that fail a rule, or on which a rule itself fails; in their order."""
+    """The rows that fail a rule, or on which a rule itself fails; in their order.
+
+    Raises:
+        FailsOnAll: a rule itself fails on every row of a whole batch.
+    """
     try:
         first = failures(rows, rules)
     except (PolarsError, PanicException):
@@ -142,6 +192,7 @@ def _failing_one_by_one(rows: pl.DataFrame, rules: Sequence[Rule]) -> list[Faile
     found: dict[int, Failed] = {}
     for number, each in enumerate(rules):
         kept, broken = evaluate(rows, each.keep)
+        refuse_all_failing(broken, rows, f"rule {each.name}", each.keep, each.place)
         for position in kept.fill_null(value=False).not_().arg_true():
             found.setdefault(position, Failed(position, number, broken.get(position, "")))
     return [found[position] for position in sorted(found)]

@@ -18,7 +18,7 @@ from infra.dataset import META
 from schemas.dead_letter import DeadLetter
 from streams import watermark
 from streams.avro import Writers
-from streams.clean import DEDUPE, Dedupe, Rule
+from streams.clean import DEDUPE, Dedupe
 from streams.columns import schema_of
 from streams.dead_letter import dead_letter
 from streams.decode import Decoded, Decoder
@@ -26,7 +26,7 @@ from streams.dedupe import Read, Seen
 from streams.ledger import Advance, Partition
 from streams.locate import locate
 from streams.pipeline import Pipeline, Source
-from streams.sift import Tally, cleaned, derived, tagged, timed
+from streams.sift import Tally, derived, sifted, tagged, timed
 from streams.summary import Account, summarise
 from streams.tag import LATE
 from streams.transport.frame import Frame
@@ -158,8 +158,8 @@ class Ingest:
         tally.refused += decoded.refused
         rows = locate(frames, decoded.rows, source=topic, event_time=source.event_time)
         rows = timed(source, rows, now_ms, tally)
-        rows = cleaned([r for r in self.pipeline.rules(topic) if isinstance(r, Rule)], rows, tally)
-        rows = derived(source.derive, rows, tally)
+        rows = sifted(self.pipeline.rules(topic), rows, tally)
+        rows = derived(source.derive, rows, tally, source.place)
         rows = tagged(self.pipeline.tag if is_main else (), rows, tally)
         if topic in self.seen:
             repeats = self.seen[topic].repeats(rows)

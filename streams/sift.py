@@ -12,8 +12,9 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from schemas.dead_letter import Reason
-from streams.clean import Rule, failing
-from streams.evaluate import evaluate
+from streams.clean import Cleaning, Dedupe, Mend, Rule, failing
+from streams.declared import Place
+from streams.evaluate import evaluate, refuse_all_failing
 from streams.pipeline import Source
 from streams.refused import Refused, refuse_rows
 from streams.summary import Account, merge
@@ -107,29 +108,83 @@ def cleaned(rules: Sequence[Rule], rows: pl.DataFrame, tally: Tally) -> pl.DataF
     return _but(rows, [each.position for each in failed])
 
 
-def derived(derive: Mapping[str, pl.Expr], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+def sifted(steps: Sequence[Cleaning], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """Rows that the rules keep, mended on the way; each step sees what those before it left.
+
+    What was mended stands in `_marks`, for `tagged`.
+    """
+    waiting: list[Rule] = []
+    for step in steps:
+        if isinstance(step, Rule):
+            waiting.append(step)
+        elif not isinstance(step, Dedupe):
+            rows = _mended(step, cleaned(waiting, rows, tally), tally)
+            waiting = []
+    return cleaned(waiting, rows, tally)
+
+
+def _mended(mend: Mend, rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    if mend.known is not None:
+        keep = Rule(
+            name=mend.name, keep=mend.known, reason="out_of_range", detail=mend.detail, place=mend.place
+        )
+        rows = cleaned([keep], rows, tally)
+    types = rows.schema
+    new = {c: pl.when(_WHERE).then(e.cast(types[c])).otherwise(pl.col(c)) for c, e in mend.sets.items()}
+    where = mend.where.fill_null(value=False).alias(_WHERE.meta.output_name())
+    try:
+        marked = rows.with_columns(where)
+        if not marked.select(_WHERE.any()).item():
+            return rows
+        marked = marked.with_columns(**new)
+    except (PolarsError, PanicException):
+        # A value is computed for all rows, also for those that keep theirs.
+        values = {f"{mend.name}": (pl.when(where).then(e.cast(types[c]))) for c, e in mend.sets.items()}
+        rows = _without_broken(values, rows, tally, mend.place)
+        marked = rows.with_columns(where).with_columns(**new)
+    if mend.tag:
+        before = pl.col("_marks") if "_marks" in rows.columns else pl.lit([], dtype=pl.List(pl.String))
+        with_it = pl.concat_list(before, pl.lit(mend.tag))
+        marked = marked.with_columns(pl.when(_WHERE).then(with_it).otherwise(before).alias("_marks"))
+    return marked.drop(_WHERE.meta.output_name())
+
+
+_WHERE = pl.col("_where")
+
+
+def derived(derive: Mapping[str, pl.Expr], rows: pl.DataFrame, tally: Tally, place: Place) -> pl.DataFrame:
     """Rows with their derived columns, each computed from the record's own."""
     try:
         return rows.with_columns(**derive)
     except (PolarsError, PanicException):
-        return _without_broken(
-            {f"derive({name})": e for name, e in derive.items()}, rows, tally
-        ).with_columns(**derive)
+        named = {f"derive({name})": e for name, e in derive.items()}
+        return _without_broken(named, rows, tally, place).with_columns(**derive)
 
 
 def tagged(tagging: Sequence[Tagging], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
-    """Rows with their tags."""
+    """Rows with their tags, behind what was mended on them."""
     try:
-        return rows.with_columns(tags(tagging).alias("_tags"))
+        rows = rows.with_columns(tags(tagging).alias("_tags"))
     except (PolarsError, PanicException):
-        conditions = {f"tag({t.name})": t.when for t in named_tags(tagging)}
-        return _without_broken(conditions, rows, tally).with_columns(tags(tagging).alias("_tags"))
+        for tag in named_tags(tagging):
+            rows = _without_broken({f"tag({tag.name})": tag.when}, rows, tally, tag.place)
+        rows = rows.with_columns(tags(tagging).alias("_tags"))
+    if "_marks" in rows.columns:
+        rows = rows.with_columns(_tags=pl.concat_list("_marks", "_tags")).drop("_marks")
+    return rows
 
 
-def _without_broken(expressions: Mapping[str, pl.Expr], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
-    """Rows on which none of these raises; the others are refused by the expression's name."""
+def _without_broken(
+    expressions: Mapping[str, pl.Expr], rows: pl.DataFrame, tally: Tally, place: Place
+) -> pl.DataFrame:
+    """Rows on which none of these raises; the others are refused by the expression's name.
+
+    Raises:
+        FailsOnAll: one raises on every row of a whole batch.
+    """
     for name, expression in expressions.items():
         _, broken = evaluate(rows, expression)
+        refuse_all_failing(broken, rows, name, expression, place)
         for position, error in broken.items():
             tally.refuse(rows[position], Rule(name=name, keep=expression, detail=""), error=error)
         rows = _but(rows, list(broken))

@@ -16,7 +16,7 @@ GOOD = """\
 import polars as pl
 from schemas.features import AsOf, Trailing
 from schemas.raw import Arrival, Flight, Weather
-from streams.clean import between, dedupe, require, rule
+from streams.clean import between, dedupe, impute, matches, require, rule
 from streams.pipeline import Labels, Pipeline, Source
 from streams.tag import Slice, Tag
 from streams.training import Training, last
@@ -128,6 +128,15 @@ MISTAKES = [
     ("train_when=every(windows=7)", 'train_when=first(windows=2) | bias("carier")', "'carier'", "'carrier'?"),
     ("train_when=every(windows=7)", 'train_when=edge_cases("fra", rows=9)', "no tag is called", "'far'?"),
     ("train_when=every(windows=7)", 'train_when=edge_cases("late", rows=9)', "never count", "another tag"),
+    ('require("carrier")', 'impute("carier", "??")', "'carier'", "did you mean 'carrier'?"),
+    ('require("carrier")', 'impute("carrier", 7)', "'carrier' is String", "give one of its kind"),
+    ('require("carrier")', 'matches("distance", "[0-9]+")', "cannot be computed", "matches(distance)"),
+    (
+        'require("carrier")',
+        'impute("distance", pl.col("distance").mean())',
+        "looks at other rows",
+        "impute(distance)",
+    ),
     ("flights:train", "flights:trian", "has no 'trian'", "did you mean 'train'?"),
     (
         "trainers.models.flights",

@@ -112,13 +112,15 @@ class History:
 
 def _reference(windows: Sequence[tuple[Window, Profile]], name: str) -> Reference | None:
     chosen: list[tuple[Window, Profile]] = []
-    # Of windows that overlap, the newest: a row must not count twice.
+    from_ms: dict[str, int] = {}
+    # Of windows that overlap, the newest: a row must not count twice. Sessions of two keys share no row.
     for window, profile in sorted(windows, key=lambda each: each[0].end_ms, reverse=True):
-        if not chosen or window.end_ms <= chosen[-1][0].start_ms:
+        if window.end_ms <= from_ms.get(window.key, window.end_ms):
             chosen.append((window, profile))
+            from_ms[window.key] = window.start_ms
     if not chosen:
         return None
-    first, last = chosen[-1][0].start_ms, chosen[0][0].end_ms
+    first, last = min(w.start_ms for w, _ in chosen), chosen[0][0].end_ms
     return Reference(
         name=f"{name}, {Window(first, last)}", profile=merge_profiles([p for _, p in reversed(chosen)])
     )
