@@ -187,7 +187,10 @@ class Ingest:
         if self.pipeline_watermark_ms is None:
             return rows
         is_late = self.pipeline.window.is_late(pl.col("_time"), self.pipeline_watermark_ms)
-        tagged = pl.when(is_late).then(pl.concat_list("_tags", pl.lit(LATE))).otherwise(pl.col("_tags"))
+        late = rows.select(is_late.alias("late")).to_series()
+        if not late.any():
+            return rows  # nearly always; making lists anew is slow
+        tagged = pl.when(late).then(pl.concat_list("_tags", pl.lit(LATE))).otherwise(pl.col("_tags"))
         return rows.with_columns(_tags=tagged)
 
     def _advance_watermarks(

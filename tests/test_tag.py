@@ -43,3 +43,10 @@ def test_tags_never_add_or_drop_a_row_and_say_exactly_what_is_true(
     rows = pl.DataFrame(truth, schema=dict.fromkeys(NAMES, pl.Boolean), orient="row")
     expected = [[name for name, true in zip(NAMES, row, strict=True) if true] for row in truth]
     assert tagged(rows, *(Tag(name, pl.col(name)) for name in NAMES)) == expected
+
+
+def test_more_tags_than_are_told_apart_at_once_keep_their_order() -> None:
+    rows = pl.DataFrame({"x": range(40)})
+    tagging = [Tag(f"over_{n}", pl.col("x") > n) for n in range(20)]
+    expected = [[f"over_{n}" for n in range(20) if x > n] for x in range(40)]
+    assert tagged(rows, *tagging) == expected

@@ -21,6 +21,7 @@ MAX_BATCH_BYTES = 64 * 2**20
 
 _HEADER_BYTES = 61
 _ATTRIBUTES_AT = 21
+_LAST_OFFSET_AT = 23
 _COUNT_AT = 57
 _CODECS = 0b111
 _GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
@@ -50,8 +51,15 @@ class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to type checkers
 aiokafka.consumer.fetcher.MemoryRecords = Batches  # type: ignore[attr-defined]
 
 
-def inflated(raw: memoryview) -> Any:
-    """The batch without its compression.
+def is_dense(raw: memoryview) -> bool:
+    """Whether the batch has a record for each offset that it covers: compaction leaves gaps."""
+    (last,) = struct.unpack_from(">i", raw, _LAST_OFFSET_AT)
+    (count,) = struct.unpack_from(">i", raw, _COUNT_AT)
+    return last + 1 == count
+
+
+def inflated(raw: memoryview) -> tuple[Any, int]:
+    """The batch without its compression, and how many bytes it takes.
 
     Raises:
         TooLarge: it does not fit in memory that anybody would plan for.
@@ -66,7 +74,7 @@ def inflated(raw: memoryview) -> Any:
         limit = f"at most {MAX_BATCH_BYTES} bytes decompressed are taken"
         raise TooLarge(count, f"{what}; {limit}") from error
     struct.pack_into(">h", header, _ATTRIBUTES_AT, attributes & ~_CODECS)
-    return DefaultRecordBatch(bytes(header) + records)
+    return DefaultRecordBatch(bytes(header) + records), len(records)
 
 
 class _Room(threading.local):
