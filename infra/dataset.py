@@ -10,7 +10,7 @@ time, epoch ms UTC), `_tags`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,15 +97,26 @@ class Dataset:
             .sort("_time", "_partition", "_offset", "_row")
         )
 
-    def offset_ranges(self, *, version: int, start_ms: int, end_ms: int) -> list[OffsetRange]:
-        """Offsets of the rows of all sources with event time in [start_ms, end_ms), by partition."""
-        files = _files_between(self.uri, version, start_ms, end_ms)
+    def offset_ranges(
+        self, *, version: int, start_ms: int, end_ms: int, of: Mapping[str, tuple[int, int]] | None = None
+    ) -> list[OffsetRange]:
+        """Offsets of the rows of all sources with event time in [start_ms, end_ms), by partition.
+
+        Args:
+            of: only these sources, each with a span of its own instead.
+        """
+        every = [(start_ms, end_ms)] if of is None else list(of.values())
+        files = _files_between(self.uri, version, min(s for s, _ in every), max(e for _, e in every))
         if not files:
             return []
+        time = pl.col("_time")
+        wanted = [(time >= first) & (time < last) for first, last in every]
+        if of is not None:
+            wanted = [(pl.col("_source") == source) & hit for source, hit in zip(of, wanted, strict=True)]
         ranges = (
             pl.scan_parquet(files, glob=False)
             .select("_source", "_partition", "_offset", "_time")
-            .filter(pl.col("_time") >= start_ms, pl.col("_time") < end_ms)
+            .filter(pl.any_horizontal(wanted))
             .group_by("_source", "_partition")
             .agg(start=pl.col("_offset").min(), end=pl.col("_offset").max() + 1)
             .sort("_source", "_partition")

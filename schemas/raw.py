@@ -11,7 +11,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-TimeMs = Annotated[int, Meta(description="epoch milliseconds, UTC", ge=-(2**53), le=2**53)]
+EARLIEST_MS = -(2**53)
+TimeMs = Annotated[int, Meta(description="epoch milliseconds, UTC", ge=EARLIEST_MS, le=2**53)]
 Code = Annotated[str, Meta(min_length=1, max_length=16)]
 FlightId = Annotated[
     str, Meta(min_length=1, max_length=64, description="the same on all three topics of a flight")

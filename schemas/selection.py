@@ -33,8 +33,8 @@ class Decay(Struct, frozen=True, kw_only=True, tag_field="policy", tag="decay"):
 class Balanced(Struct, frozen=True, kw_only=True, tag_field="policy", tag="balanced"):
     """The same number of rows of each value of a column, as far as a value has so many.
 
-    What small groups leave over goes to the others in equal parts. `by="_tags"` groups a row by the rarest of
-    its tags, and rows without one as a group of their own.
+    What small groups leave over goes to the others in equal parts. `by="_tags"` groups rows by the set of
+    their tags; those without any are a group of their own.
     """
 
     rows: Rows
@@ -51,4 +51,5 @@ class Hard(Struct, frozen=True, kw_only=True, tag_field="policy", tag="hard"):
     floor: Annotated[float, Meta(gt=0, description="weight of a row that the live model is sure of")] = 0.1
 
 
+Sample = Reservoir | Decay | Balanced | Hard
 Selection = Whole | Reservoir | Decay | Balanced | Hard

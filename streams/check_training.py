@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from schemas.selection import Balanced
 from streams.declared import Place, Problem, nearest
 from streams.pipeline import Pipeline
 
@@ -24,12 +25,40 @@ def training(pipeline: Pipeline) -> Iterator[Problem]:
         yield Problem(pipeline.train.place, "train is never asked for; say when by train_when")
     if pipeline.labels is None:
         yield Problem(pipeline.train.place, "there is nothing to learn without labels; add labels=Labels(…)")
-    if pipeline.train.data.windows < 1:
-        yield Problem(pipeline.train.data.place, "last(windows=…) must be at least 1")
+    yield from _groups(pipeline)
     if pipeline.publish_when.windows < 1:
         yield Problem(pipeline.place, "publish_when judges over windows=0; at least the newest is needed")
     module, _, function = pipeline.train.code.partition(":")
     yield from _code(pipeline.train.place, module, function)
+
+
+def _groups(pipeline: Pipeline) -> Iterator[Problem]:
+    """What the selection and the gate group rows by must be something that a row of examples has."""
+    assert pipeline.train is not None
+    known = [*pipeline.columns, *(name for feature in pipeline.features for name in feature.names())]
+    data, gate = pipeline.train.data, pipeline.publish_when.gate
+    if isinstance(data.selection, Balanced) and data.selection.by not in {*known, "_tags"}:
+        by = data.selection.by
+        yield Problem(
+            data.place, f"balanced(by={by!r}): no such feature or column{nearest(by, known)}; or _tags"
+        )
+    for column in gate.slices:
+        if column not in known:
+            yield Problem(
+                pipeline.place,
+                f"slices={column!r}: no such feature or column{nearest(column, known)}",
+            )
+    for name in gate.allowances:
+        column = name.partition("=")[0]
+        if column not in {*gate.slices, "tag"}:
+            yield Problem(
+                pipeline.place,
+                f"allowances for {name!r}: it is judged by nothing of that name; add it to slices"
+                f"{nearest(column, [*gate.slices, 'tag'])}",
+            )
+    for name in gate.trusted:
+        if name not in {*known, "*"}:
+            yield Problem(pipeline.place, f"trusted={name!r}: no such feature{nearest(name, known)}")
 
 
 def _code(place: Place, module: str, function: str) -> Iterator[Problem]:

@@ -100,5 +100,5 @@ def beginning(pipeline: Pipeline) -> History:
     watched = watched_by(pipeline.train_when)
     windows = watched.windows
     if pipeline.train is not None and pipeline.train_when is not None:
-        windows = max(windows, pipeline.train.data.windows + pipeline.publish_when.windows)
+        windows = max(windows, (pipeline.train.data.windows or 0) + pipeline.publish_when.windows)
     return History(keep=windows, spans=watched.references)

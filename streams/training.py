@@ -12,23 +12,60 @@ import msgspec
 
 from schemas.features import FeatureSpec
 from schemas.job import DatasetRange, Experiment, Gate, JobRequested, Resources
+from schemas.raw import EARLIEST_MS
+from schemas.selection import Balanced, Decay, Hard, Reservoir, Selection, Whole
 from schemas.window import WindowClosed
 from streams.declared import InvalidPipeline, Place, here
+from streams.duration import to_ms
 
 
 @dataclass(frozen=True)
-class Last:
-    """The last n windows before the ones that the models are judged on."""
+class Data:
+    """The last n windows before the ones that the models are judged on, or with None all; and which rows."""
 
-    windows: int
+    windows: int | None
+    selection: Selection = field(default_factory=Whole)
     place: Place = field(default_factory=here, compare=False)
 
 
-def last(*, windows: int) -> Last:
-    """Train on the last n windows."""
-    if windows < 1:
-        raise InvalidPipeline(here(), f"last(windows={windows}): at least one window is needed")
-    return Last(windows)
+def last(*, windows: int) -> Data:
+    """Train on every row of the last n windows."""
+    return _data("last", windows, Whole())
+
+
+def history(*, half_life: str, rows: int, windows: int | None = None) -> Data:
+    """Train on a sample of all history (or the last n windows) whose rows count half as much per half-life.
+
+    `half_life` is a duration such as "30d".
+    """
+    return _data("history", windows, Decay(rows=rows, half_life_ms=to_ms(half_life)))
+
+
+def reservoir(*, rows: int, windows: int | None = None) -> Data:
+    """Train on a uniform sample of all history, or of the last n windows."""
+    return _data("reservoir", windows, Reservoir(rows=rows))
+
+
+def balanced(*, by: str, rows: int, windows: int | None = None) -> Data:
+    """Train on equally many rows of each value of a column, or with `by="_tags"` of each set of tags."""
+    return _data("balanced", windows, Balanced(rows=rows, by=by))
+
+
+def hard(*, rows: int, windows: int | None = None, floor: float = 0.1) -> Data:
+    """Train on a sample in which a row counts by the live model's log-loss on it, plus `floor`."""
+    return _data("hard", windows, Hard(rows=rows, floor=floor))
+
+
+def _data(name: str, windows: int | None, selection: Selection) -> Data:
+    if windows is not None and windows < 1:
+        raise InvalidPipeline(here(), f"{name}(windows={windows}): at least one window is needed")
+    if not isinstance(selection, Whole) and selection.rows < 1:
+        raise InvalidPipeline(here(), f"{name}(rows={selection.rows}): at least one row is needed")
+    if isinstance(selection, Hard) and selection.floor <= 0:
+        raise InvalidPipeline(
+            here(), f"hard(floor={selection.floor}): it must be above 0, or sure rows are never seen"
+        )
+    return Data(windows, selection)
 
 
 @dataclass(frozen=True)
@@ -44,18 +81,35 @@ def better_than_champion(
     *,
     windows: int = 1,
     tolerance: float = 0.0,
+    confidence: float = 0.95,
     minimum_rows: int = 100,
     slices: str | tuple[str, ...] = (),
     slice_tolerance: float = 1.0,
+    allowances: Mapping[str, float] | None = None,
+    trusted: str | tuple[str, ...] = (),
 ) -> Publish:
-    """Publish a challenger that is no worse than the champion on the newest, unseen windows."""
+    """Publish a challenger that is, with confidence, no worse than the champion on newest, unseen windows.
+
+    With `tolerance=0` it must be better beyond noise. A stream that drifts wants a fresh model that is as
+    good: then the tolerance is the loss that it must be shown not to exceed. `schemas.job.Gate` has the rule.
+
+    Args:
+        windows: how many of the newest windows both are judged on; more give a surer judgement.
+        slices: columns whose values are judged one by one, as is each tag.
+        slice_tolerance: how much worse a slice may get; `allowances` says so by slice (`"origin=EWR"`,
+            `"tag=night"`) or column (`"origin"`, `"tag"`).
+        trusted: features that may tell the label all by themselves.
+    """
     return Publish(
         Gate(
             metric=metric,
             tolerance=tolerance,
+            confidence=confidence,
             minimum_rows=minimum_rows,
             slices=(slices,) if isinstance(slices, str) else slices,
             slice_tolerance=slice_tolerance,
+            allowances=dict(allowances or {}),
+            trusted=(trusted,) if isinstance(trusted, str) else trusted,
         ),
         windows,
     )
@@ -75,7 +129,7 @@ class Training:
     """
 
     code: str
-    data: Last = field(default_factory=lambda: Last(30))
+    data: Data = field(default_factory=lambda: Data(30))
     params: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     warm_start: bool = False
@@ -110,6 +164,7 @@ def job_for(
     model = training.model or window.pipeline
     end_ms = window.window.end_ms
     judged_from_ms = newest_from_ms(publish.windows, end_ms)
+    windows = training.data.windows
     dataset = {"uri": window.dataset_uri, "version": window.dataset_version}
     experiment = Experiment(
         pipeline=window.pipeline,
@@ -117,11 +172,12 @@ def job_for(
         code=training.code,
         training=DatasetRange(
             **dataset,
-            start_ms=newest_from_ms(training.data.windows, judged_from_ms),
+            start_ms=EARLIEST_MS if windows is None else newest_from_ms(windows, judged_from_ms),
             end_ms=judged_from_ms,
         ),
         evaluation=DatasetRange(**dataset, start_ms=judged_from_ms, end_ms=end_ms),
         spec=spec,
+        selection=training.data.selection,
         params=dict(training.params),
         seed=training.seed,
         warm_start=training.warm_start,

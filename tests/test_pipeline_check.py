@@ -19,7 +19,7 @@ from schemas.raw import Arrival, Flight, Weather
 from streams.clean import between, dedupe, impute, matches, require, rule
 from streams.pipeline import Labels, Pipeline, Source
 from streams.tag import Slice, Tag
-from streams.training import Training, last
+from streams.training import Training, balanced, better_than_champion, history, last
 from streams.trigger import bias, drift, edge_cases, every, first, hysteresis, label_drift
 from streams.window import Session, Sliding, Tumbling
 
@@ -145,6 +145,27 @@ MISTAKES = [
         "correct the name",
     ),
     ("last(windows=30)", "last(windows=0)", "at least one window", "0"),
+    ("last(windows=30)", 'balanced(by="carier", rows=9)', "'carier'", "did you mean 'carrier'?"),
+    ("last(windows=30)", 'balanced(by="carrier", rows=0)', "rows=0", "at least one row"),
+    ("last(windows=30)", 'history(half_life="soon", rows=9)', "is no duration", "write a number"),
+    (
+        "train_when=every(windows=7)",
+        'train_when=every(windows=7), publish_when=better_than_champion(slices="carier")',
+        "slices='carier'",
+        "did you mean 'carrier'?",
+    ),
+    (
+        "train_when=every(windows=7)",
+        'train_when=every(windows=7), publish_when=better_than_champion(allowances={"carrier=AA": 0.1})',
+        "judged by nothing of that name",
+        "add it to slices",
+    ),
+    (
+        "train_when=every(windows=7)",
+        'train_when=every(windows=7), publish_when=better_than_champion(trusted="delai")',
+        "trusted='delai'",
+        "no such feature",
+    ),
     ('name="flights"', 'name="my flights"', "names a folder", "lower-case letters"),
     ("context=[weather]", "context=[weather, weather]", "declared twice", "use one Source"),
     ('dedupe(within="1h")]', 'dedupe(within="1h"), dedupe(within="2h")]', "deduped twice", "longer span"),

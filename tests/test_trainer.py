@@ -30,6 +30,7 @@ from schemas.job import (
     Resources,
 )
 from schemas.model import ModelPublished, ModelRefused
+from schemas.selection import Balanced, Decay, Hard, Reservoir, Selection
 from tests.trainer_fixtures import (
     HOUR_MS,
     SPAN_MS,
@@ -311,6 +312,31 @@ async def test_a_job_with_nothing_to_learn_from_is_skipped(
     skipped = await finish(seen, job)
     assert isinstance(skipped, JobSkipped), skipped
     assert reason in skipped.reason
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Reservoir(rows=900),
+        Decay(rows=900, half_life_ms=6 * HOUR_MS),
+        Balanced(rows=900, by="place"),
+        Hard(rows=900),
+    ],
+    ids=lambda selection: type(selection).__name__,
+)
+async def test_a_selection_gives_the_training_its_rows_and_no_others(
+    seen: Topics, dataset: Path, selection: Selection
+) -> None:
+    name = f"chosen-{type(selection).__name__}"
+    first = await finish(seen, a_job(dataset, "good:train", name, params={"steps": 5}))
+    chosen = await finish(seen, a_job(dataset, "good:train", name, selection=selection))
+    assert isinstance(first, ModelPublished)
+    assert isinstance(chosen, ModelPublished), chosen
+    lineage, whole = chosen.manifest.lineage, first.manifest.lineage
+    assert (lineage.rows, whole.rows) == (900, (CUT_MS - HOUR_MS) // STEP_MS)
+    assert lineage.input_sha256 != whole.input_sha256
+    assert lineage.evaluation_sha256 == whole.evaluation_sha256
+    assert lineage.champion_sha256 == first.manifest.artifact.sha256
 
 
 async def test_an_experiment_that_contradicts_itself_fails(seen: Topics, dataset: Path) -> None:

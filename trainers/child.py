@@ -21,7 +21,8 @@ from pathlib import Path
 from schemas.errors import Rejected, Retryable
 from trainers.assignment import Assignment, Began, Done, Failed, Progress, Report, Skipped
 from trainers.channel import packed, receive
-from trainers.work import NothingToTrainOn, perform
+from trainers.rows import NothingToTrainOn
+from trainers.work import perform
 
 _PROGRESS_EVERY_S = 0.1
 _NICENESS = 5

@@ -21,12 +21,11 @@ import polars as pl
 import safetensors.torch
 import torch
 
-from infra.dataset import Dataset
+from infra.measures import log_losses
 from infra.paired import compare
-from infra.point_in_time import LABEL_TIME, PLACE, examples
 from schemas.errors import Rejected
-from schemas.job import DatasetRange, Experiment
-from schemas.model import Comparison, Field, Scores
+from schemas.job import Experiment
+from schemas.model import Comparison, Field, Finding, Manifest, Scores
 from trainers.architecture import network
 from trainers.artifact import ArtifactStore
 from trainers.assignment import Assignment, Outcome
@@ -34,24 +33,19 @@ from trainers.context import Model, TrainingContext
 from trainers.evaluate import is_constant, score, slice_masks
 from trainers.lineage import lineage
 from trainers.loop import fit
-from trainers.sanity import constant_answers, findings
+from trainers.rows import Rows, label_of, read
+from trainers.sanity import constant_answers
 
 _SANITY_ROWS = 10_000
 
-
-class NothingToTrainOn(Rejected):
-    """No rows, one class, or fewer rows than the experiment's minimum: the job is skipped."""
+Report = Callable[[int, int, dict[str, float]], None]
 
 
 class BadModelCode(Rejected):
     """The code that the job names cannot be found, or gives back what is no model."""
 
 
-class BadExperiment(Rejected):
-    """What the job asks for contradicts itself, or its data."""
-
-
-def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]], None]) -> Outcome:
+def perform(assignment: Assignment, report: Report) -> Outcome:
     """Train a challenger, keep its weights, score it and the live model on the same unseen rows.
 
     Raises:
@@ -62,60 +56,80 @@ def perform(assignment: Assignment, report: Callable[[int, int, dict[str, float]
     job, experiment = assignment.job, assignment.job.experiment
     torch.set_num_threads(assignment.threads)
     train, code_sha256 = find_code(experiment)
-    rows, judged = _read(experiment)
-    found = findings(rows, experiment.spec, trusted=experiment.gate.trusted)
-    rows = _without_provenance(rows)
     store = ArtifactStore(Path(assignment.artifacts))
-    champion = _champion(assignment, store)
-    warm = champion is not None and experiment.warm_start
+    champion = live_model(assignment.champion, store)
+    rows = read(experiment, losses_of(champion, experiment))
+    device = _device(assignment)
     origin = lineage(
         job,
-        rows=rows.height,
+        rows,
         code_sha256=code_sha256,
         device=assignment.device_name,
-        parent=assignment.champion if warm else None,
+        torch_device=assignment.device,
+        threads=assignment.threads,
+        champion=assignment.champion,
     )
-    context = TrainingContext(
-        rows=rows,
-        features=experiment.spec.names(),
-        label=_label(experiment),
-        params=experiment.params,
-        seed=experiment.seed,
-        device=_device(assignment),
-        parent=dict(champion.state_dict()) if champion is not None and warm else None,
-        parent_config=champion.config if champion is not None and warm else None,
-        _report=report,
-    )
-    _seed(experiment.seed)
     began = time.perf_counter()
-    model = train(context)
+    model = train_on(rows.training, experiment, train=train, champion=champion, device=device, report=report)
     train_s = time.perf_counter() - began
     trained_ms = int(time.time() * 1000)
-    _check_model(model, experiment.code)
 
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    content = safetensors.torch.save(weights)
+    content = weights_of(model)
     digest = store.put(content)
-    judgement = judge_on(judged, experiment, champion=champion, challenger=model)
-    sample = rows.tail(_SANITY_ROWS) if judged is None or judged.height == 0 else judged
-    if is_constant(_predict(model, sample, experiment)):
-        found = [constant_answers(experiment.model), *found]
+    judgement = judge_on(rows.judged, experiment, champion=champion, challenger=model)
     return Outcome(
         sha256=digest,
         size_bytes=len(content),
         architecture=model.architecture,
         config=model.config,
-        inputs=[Field(name=n, type=_type(rows.schema[n])) for n in experiment.spec.names()],
-        example=rows.select(experiment.spec.names()).row(-1, named=True),
+        inputs=[Field(name=n, type=_type(rows.training.schema[n])) for n in experiment.spec.names()],
+        example=rows.training.select(experiment.spec.names()).row(-1, named=True),
         lineage=origin,
         champion=judgement.champion,
         challenger=judgement.challenger,
         comparison=judgement.comparison,
-        findings=found,
-        rows=rows.height,
+        findings=[*_constant(model, rows, experiment), *rows.findings],
+        rows=rows.training.height,
         train_s=train_s,
         trained_ms=trained_ms,
     )
+
+
+def train_on(
+    rows: pl.DataFrame,
+    experiment: Experiment,
+    *,
+    train: Callable[[TrainingContext], Any],
+    champion: Any,
+    device: torch.device,
+    report: Report = lambda *_: None,
+) -> Any:
+    """Run user code on the rows, from the champion's weights where the experiment says so.
+
+    Raises:
+        BadModelCode: it gave back no model, or one with NaN.
+    """
+    parent = champion if experiment.warm_start else None
+    context = TrainingContext(
+        rows=rows,
+        features=experiment.spec.names(),
+        label=label_of(experiment),
+        params=experiment.params,
+        seed=experiment.seed,
+        device=device,
+        parent=None if parent is None else dict(parent.state_dict()),
+        parent_config=None if parent is None else parent.config,
+        _report=report,
+    )
+    _seed(experiment.seed)
+    model = train(context)
+    _check_model(model, experiment.code)
+    return model
+
+
+def weights_of(model: Any) -> bytes:
+    """A model's weights as safetensors: the same weights give the same bytes."""
+    return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
 
 
 def find_code(experiment: Experiment) -> tuple[Callable[[TrainingContext], Any], str]:
@@ -151,53 +165,6 @@ def find_code(experiment: Experiment) -> tuple[Callable[[TrainingContext], Any],
     return found, digest
 
 
-def _read(experiment: Experiment) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Labelled rows to train on, and those to judge on."""
-    training, evaluation = experiment.training, experiment.evaluation
-    known_by_ms = None
-    if evaluation is not None:
-        if evaluation.start_ms < training.end_ms and training.start_ms < evaluation.end_ms:
-            raise BadExperiment(
-                f"evaluation [{evaluation.start_ms}, {evaluation.end_ms}) overlaps training "
-                f"[{training.start_ms}, {training.end_ms}): a model cannot be judged on what it has seen"
-            )
-        if evaluation.start_ms >= training.end_ms:
-            # A label that came while the judged rows were live would tell of them.
-            known_by_ms = evaluation.start_ms
-    rows = _labelled(experiment, training, known_by_ms)
-    label = rows.get_column(_label(experiment))
-    if rows.height < max(1, experiment.minimum_rows):
-        raise NothingToTrainOn(
-            f"{rows.height} labelled rows, at least {max(1, experiment.minimum_rows)} are asked for"
-        )
-    if not label.is_in([0.0, 1.0]).all():
-        raise BadExperiment(f"label {label.name!r} is not 0 or 1 throughout; derive one that is")
-    if label.n_unique() < 2:
-        raise NothingToTrainOn(f"all {rows.height} labelled rows are of one class")
-    return rows, None if evaluation is None else _labelled(experiment, evaluation, None)
-
-
-def _labelled(experiment: Experiment, span: DatasetRange, known_by_ms: int | None) -> pl.DataFrame:
-    """Examples of a range whose label is known at its version."""
-    label = _label(experiment)
-    rows = examples(
-        Dataset(span.uri),
-        experiment.spec,
-        version=span.version,
-        start_ms=span.start_ms,
-        end_ms=span.end_ms,
-        label_known_by_ms=known_by_ms,
-        provenance=True,
-    )
-    return rows.drop_nulls(label).with_columns(pl.col(label).cast(pl.Float64))
-
-
-def _label(experiment: Experiment) -> str:
-    if experiment.spec.label is None:
-        raise NothingToTrainOn(f"pipeline {experiment.pipeline} declares no label; give it labels=Labels(…)")
-    return experiment.spec.label.column
-
-
 def _device(assignment: Assignment) -> torch.device:
     device = torch.device(assignment.device)
     if device.type == "cuda" and assignment.gpu_share is not None:
@@ -231,13 +198,47 @@ def _check_model(model: Any, code: str) -> None:
         )
 
 
-def _champion(assignment: Assignment, store: ArtifactStore) -> Any:
-    manifest = assignment.champion
+def live_model(manifest: Manifest | None, store: ArtifactStore) -> Any:
+    """The model that a manifest means, its weights from the store; None of none.
+
+    Raises:
+        ArtifactCorrupt: they are missing there, or damaged.
+        UnknownArchitecture: no network of that name is here.
+    """
     if manifest is None:
         return None
     model = network(manifest.architecture, manifest.config)
     model.load_state_dict(safetensors.torch.load(store.get(manifest.artifact.sha256)))
     return model
+
+
+def losses_of(champion: Any, experiment: Experiment) -> Callable[[pl.DataFrame], np.ndarray | None]:
+    """Of labelled rows, the live model's log-loss (N,) on each; None where it cannot answer."""
+
+    def losses(rows: pl.DataFrame) -> np.ndarray | None:
+        chance = None if champion is None else _answers(champion, rows, experiment)
+        if chance is None:
+            return None
+        return log_losses(rows.get_column(label_of(experiment)).to_numpy(), chance)
+
+    return losses
+
+
+def _answers(champion: Any, rows: pl.DataFrame, experiment: Experiment) -> np.ndarray | None:
+    """The live model's, or None: what cannot answer defends nothing."""
+    try:
+        return _predict(champion, rows, experiment)
+    except BadModelCode as error:
+        print(f"the live model cannot be scored: {error}")
+        return None
+
+
+def _constant(model: Any, rows: Rows, experiment: Experiment) -> list[Finding]:
+    sample = (
+        rows.training.tail(_SANITY_ROWS) if rows.judged is None or rows.judged.height == 0 else rows.judged
+    )
+    alike = is_constant(_predict(model, sample, experiment))
+    return [constant_answers(experiment.model)] if alike else []
 
 
 def _predict(model: Any, rows: pl.DataFrame, experiment: Experiment) -> np.ndarray:
@@ -275,15 +276,11 @@ def judge_on(
     """
     if rows is None or rows.height == 0:
         return Judgement()
-    gate, label = experiment.gate, _label(experiment)
+    gate, label = experiment.gate, label_of(experiment)
     masks = slice_masks(rows, gate.slices, tags=gate.tags)
     new = _predict(challenger, rows, experiment)
     scored = score(rows, label, new, slices=masks)
-    old = None
-    try:
-        old = None if champion is None else _predict(champion, rows, experiment)
-    except BadModelCode as error:
-        print(f"the live model cannot be scored: {error}")
+    old = None if champion is None else _answers(champion, rows, experiment)
     if old is None:
         return Judgement(challenger=scored)
     comparison = compare(
@@ -296,11 +293,6 @@ def judge_on(
         seed=experiment.seed,
     )
     return Judgement(score(rows, label, old, slices=masks), scored, comparison)
-
-
-def _without_provenance(rows: pl.DataFrame) -> pl.DataFrame:
-    """What user code may see: not when a label came, nor where in its topic a row stood."""
-    return rows.drop(LABEL_TIME, *PLACE, strict=False)
 
 
 def _type(dtype: pl.DataType) -> str:
