@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
-import psutil
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment as MemberAssignment
@@ -32,6 +28,7 @@ from infra.kafka import EmbeddedBroker
 from infra.kafka.batches import partition_for
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
+from loadtest.faults.worker import WorkerProcess
 from schemas import topics
 from schemas.dead_letter import DeadLetter
 from schemas.envelope import ARROW_STREAM, Envelope, open_record, unwrap_as
@@ -40,9 +37,6 @@ from schemas.topics import WATERMARK_HEADER
 T = TypeVar("T")
 SOURCES = (topics.FLIGHTS_SCHEDULED, topics.FLIGHTS_DEPARTED, topics.FLIGHTS_ARRIVED, topics.WEATHER_HOURLY)
 ANNOUNCED = (topics.FEATURES, topics.WINDOWS, topics.DECISIONS, topics.JOBS, topics.DEAD_LETTERS)
-SESSION_MS = 6_000
-"""The shortest that a broker takes by default."""
-
 PIPELINE = """
 import polars as pl
 
@@ -293,122 +287,22 @@ class Cluster:
         return asyncio.run(ask())
 
 
-CRASHER = """
-import os, signal, sys
+class Worker(WorkerProcess):
+    """One worker process of a pipeline that tests declare."""
 
-from faust.cli.faust import cli
-
-import streams.ledger, streams.outbox
-
-where, number, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-calls = 0
-
-
-def strike():
-    global calls
-    calls += 1
-    if calls == number:
-        os.kill(os.getpid(), getattr(signal, what))
-
-
-def around(owner, name, before):
-    real = getattr(owner, name)
-
-    def synchronous(self, *arguments, **named):
-        if before:
-            strike()
-        result = real(self, *arguments, **named)
-        if not before:
-            strike()
-        return result
-
-    async def awaited(self, *arguments, **named):
-        if before:
-            strike()
-        result = await real(self, *arguments, **named)
-        if not before:
-            strike()
-        return result
-
-    setattr(owner, name, awaited if name in ("send", "publish") else synchronous)
-
-
-if where == "announcing":
-    from aiokafka import AIOKafkaProducer
-
-    around(AIOKafkaProducer, "send", False)
-else:
-    around(streams.ledger.Ledger, "commit", where == "before a commit")
-cli(["-A", "streams.app", "worker", "--without-web"])
-"""
-
-
-@dataclass
-class Worker:
-    """One worker process of a pipeline, by Faust's own command."""
-
-    cluster: Cluster
-    home: Path
-    pipeline: str
-    member: str | None = "one"
-    settings: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log_file(self) -> Path:
-        return self.home / f"worker-{self.member}.log"
-
-    def start(self, strike: tuple[str, int, str] | None = None) -> Worker:
-        """Start it.
-
-        Args:
-            strike: where it strikes itself, at which time it comes there, and by which signal: such as
-                ("after a commit", 2, "SIGKILL"). The instant is exact, where a kill from outside is not.
-        """
-        self.home.mkdir(parents=True, exist_ok=True)
-        file = self.home / f"{self.pipeline.replace('-', '_')}.py"
+    def __init__(
+        self,
+        cluster: Cluster,
+        home: Path,
+        pipeline: str,
+        member: str | None = "one",
+        settings: dict[str, str] | None = None,
+    ) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        file = home / f"{pipeline.replace('-', '_')}.py"
         if not file.exists():
-            file.write_text(PIPELINE.format(name=self.pipeline))
-        named = {
-            "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": self.cluster.connection.bootstrap_servers,
-            "TIDEMILL_PATHS__HOME": str(self.home),
-            "TIDEMILL_WORKER__PIPELINE": str(file),
-            "TIDEMILL_WORKER__SESSION_TIMEOUT_MS": str(SESSION_MS),
-            "TIDEMILL_LOG__FORM": "json",
-            "POLARS_MAX_THREADS": "2",
-            "PYTHONUNBUFFERED": "1",
-            **({"TIDEMILL_WORKER__MEMBER": self.member} if self.member else {}),
-            **self.settings,
-        }
-        command = [
-            sys.executable,
-            "-m",
-            "faust",
-            "-A",
-            "streams.app",
-            "worker",
-            "-l",
-            "info",
-            "--without-web",
-        ]
-        if strike is not None:
-            where, number, what = strike
-            command = [sys.executable, "-c", CRASHER, where, str(number), what]
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env={**os.environ, **named}, stdout=log, stderr=subprocess.STDOUT
-            )
-        return self
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """As the kernel would for want of memory."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+            file.write_text(PIPELINE.format(name=pipeline))
+        super().__init__(home, file, cluster.connection.bootstrap_servers, member, settings or {})
 
     def end(self, *, within_s: float = 30.0) -> int:
         """SIGTERM; gives the exit code."""
@@ -417,48 +311,23 @@ class Worker:
 
     def exit_code(self, *, within_s: float = 60.0) -> int:
         """Wait until it has ended by itself."""
-        assert self.process is not None
         try:
-            return self.process.wait(within_s)
+            return self.running.wait(within_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the worker has not ended; its log: {self.log_tail()}") from None
 
-    def log(self) -> str:
-        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
-
-    def log_tail(self) -> str:
-        return self.log()[-4_000:]
-
     def assert_runs(self) -> bool:
         """For conditions that are waited for: no use waiting for a dead worker."""
-        assert self.process is not None
-        if self.process.poll() is not None:
-            raise AssertionError(f"the worker ended with {self.process.returncode}: {self.log_tail()}")
+        if self.has_ended():
+            raise AssertionError(f"the worker ended with {self.running.returncode}: {self.log_tail()}")
         return True
 
-    def has_ended(self) -> bool:
-        """Whether the process is gone."""
-        assert self.process is not None
-        return self.process.poll() is not None
-
-    def is_frozen(self) -> bool:
-        """Whether it was stopped by a signal."""
-        assert self.process is not None
-        return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
-
     def __enter__(self) -> Worker:
-        return self.start()
+        self.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Whatever became of it, it is gone."""
-        if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-            self.process.wait()
 
 
 class Outcome:

@@ -109,3 +109,37 @@ def drift(
         counts = (each.rows, each.windows, each.false_alarms, each.shifted, each.found)
         table.add_row(*(f"{count:,}" for count in counts), f"{each.cpu_ms_per_window:.1f}")
     answers.print(table)
+
+
+@bench.command()
+def faults(
+    seconds: Annotated[
+        float, typer.Option(min=5, help="Events flow, and faults happen, for so long.")
+    ] = 60.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same faults.")] = 1,
+    brokers: Annotated[int, typer.Option(help="1 or 3.")] = 1,
+    events: Annotated[int | None, typer.Option(min=1_000, help="How many; else 5,000 a second.")] = None,
+    kinds: Annotated[str, typer.Option(help="Only these kinds of fault, with commas between.")] = "",
+    home: Annotated[Path | None, typer.Option(help="Keep data and logs there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Kill, freeze and cut off everything while events flow; then count what was lost or doubled."""
+    from loadtest.faults.run import run
+
+    if brokers not in (1, 3):
+        raise typer.BadParameter("1 or 3 brokers: a quorum of two bears no more than one does")
+    report = run(
+        seconds=seconds,
+        seed=seed,
+        brokers=brokers,
+        events=events or int(seconds * 5_000),
+        kinds=[kind.strip() for kind in kinds.split(",") if kind.strip()] or None,
+        cache_dir=settings().cache_dir,
+        console=console,
+        home=home and home.absolute(),
+    )
+    report.show(console)
+    if as_json:
+        print(json.dumps(report.as_json()))
+    if not report.holds():
+        raise typer.Exit(1)

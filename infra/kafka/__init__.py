@@ -5,6 +5,7 @@ from __future__ import annotations
 from .broker import BrokerAlreadyRuns, BrokerFailed, EmbeddedBroker
 from .cluster import embedded_broker, find_cluster, open_cluster
 from .connection import Connection, connect_to
+from .ensemble import Ensemble
 from .jars import KAFKA_VERSION, JarUnavailable, provide_jars
 from .java import JavaRuntime, NoJava, find_java
 from .ports import PortInUse
@@ -19,6 +20,7 @@ __all__ = [
     "Connection",
     "connect_to",
     "EmbeddedBroker",
+    "Ensemble",
     "RunningBroker",
     "running_on",
     "reach",

