@@ -8,6 +8,7 @@ import sys
 from infra.command import (
     bench,  # noqa: F401  (importing registers the commands)
     commands,  # noqa: F401
+    lineage,  # noqa: F401
     why,  # noqa: F401
 )
 from infra.command.app import app, console
