@@ -157,11 +157,21 @@ class Trainer(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     standby: NonNegativeInt = 1
     """Warm processes, torch imported, that wait for a job."""
-    cpu_slots: PositiveInt = 1
-    """Jobs that may train on the CPU at once."""
+    cpu_slots: PositiveInt | None = None
+    """Jobs that may train on the CPU at once; unset: as many as its cores and memory carry."""
     threads_per_job: PositiveInt = 1
     progress_interval_ms: PositiveInt = 1_000
     """Least time between two progress events of a job."""
+    aging_s: PositiveFloat = 1_800.0
+    """So much waiting is worth one step of a job's priority."""
+    patience_s: PositiveFloat = 60.0
+    """After so long in the queue, room is kept for a job that others would go past."""
+    attempts: PositiveInt = 5
+    """Times that a job is begun, those that made room for others not counted, before it is given up."""
+    retry_after_s: PositiveFloat = 1.0
+    """Before the second attempt; doubled with each further one, up to a minute."""
+    yield_grace_s: PositiveFloat = 5.0
+    """How long a job that is to make room may take to keep its state."""
 
 
 class Store(_Section):

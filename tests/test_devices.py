@@ -16,7 +16,7 @@ from tests.trainer_fixtures import GIB, Nvml, NvmlDevice
 from trainers.admission import CONTEXT_BYTES, Host, Running, admit
 from trainers.devices import Gpu, survey
 
-HOST = Host(cpus=8, memory_bytes=64 * GIB)
+HOST = Host(cpus=8, memory_bytes=64 * GIB, cpu_slots=1)
 H200 = 139 * GIB
 
 
@@ -84,10 +84,10 @@ def test_eight_gpus_fill_up_and_then_jobs_wait_and_none_is_promised_too_much() -
     running: list[Running] = []
     while (said := admit(asks("cuda", gib=30), gpus, running, HOST)).verdict == "run":
         assert said.gpu is not None
-        running.append(Running(gpu_uuid=said.gpu.uuid, gpu_memory_bytes=30 * GIB))
+        running.append(Running(gpu_uuids=(said.gpu.uuid,), gpu_memory_bytes=30 * GIB, cpus=0))
     assert said.verdict == "wait"
     for each in gpus:
-        promised = [job.gpu_memory_bytes + CONTEXT_BYTES for job in running if job.gpu_uuid == each.uuid]
+        promised = [job.gpu_memory_bytes + CONTEXT_BYTES for job in running if each.uuid in job.gpu_uuids]
         assert sum(promised) <= each.total_bytes
         assert len(promised) == 4
     running.pop()
@@ -97,7 +97,7 @@ def test_eight_gpus_fill_up_and_then_jobs_wait_and_none_is_promised_too_much() -
 def test_what_others_use_and_what_our_jobs_will_use_both_count() -> None:
     # 60 GiB free, but a job of ours that has taken 5 of its 40 GiB will want the rest.
     device = gpu(0, free=60 * GIB, used_by={10: 5 * GIB})
-    ours = [Running(gpu_uuid="GPU-0", gpu_memory_bytes=40 * GIB, pid=10)]
+    ours = [Running(gpu_uuids=("GPU-0",), gpu_memory_bytes=40 * GIB, pid=10)]
     assert admit(asks("cuda", gib=20), [device], ours, HOST).verdict == "run"
     assert admit(asks("cuda", gib=30), [device], ours, HOST).verdict == "wait"
     assert admit(asks("cuda", gib=30), [device], [], HOST).verdict == "run"
@@ -136,7 +136,7 @@ def test_never_and_wait_have_their_reason(
 
 def test_the_cpu_takes_as_many_jobs_as_it_has_slots() -> None:
     host = replace(HOST, cpu_slots=2)
-    jobs = [Running(), Running(gpu_uuid="GPU-0", gpu_memory_bytes=GIB)]
+    jobs = [Running(), Running(gpu_uuids=("GPU-0",), gpu_memory_bytes=GIB)]
     assert admit(asks("cpu"), [], jobs, host).verdict == "run"
     assert admit(asks("cpu"), [], [*jobs, Running()], host).verdict == "wait"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -21,11 +22,17 @@ from schemas import topics
 from schemas.job import (
     DatasetRange,
     Gate,
+    JobAnswered,
     JobFailed,
+    JobMerged,
+    JobPreempted,
     JobProgress,
+    JobQueued,
     JobRequested,
+    JobRetried,
     JobSkipped,
     JobStarted,
+    JobStopRequested,
     JobSucceeded,
     Resources,
 )
@@ -86,6 +93,11 @@ async def seen(broker: EmbeddedBroker, trainer: TrainerProcess) -> AsyncIterator
     await ensure((topics.JOBS, topics.MODELS, topics.MODELS_CURRENT), connection)
     async with Topics(broker.bootstrap_servers) as seen:
         yield seen
+
+
+@pytest.fixture
+def ending(dataset: Path) -> Callable[[int], DatasetRange]:
+    return lambda end_ms: DatasetRange(uri=str(dataset), version=1, start_ms=0, end_ms=end_ms)
 
 
 async def finish(seen: Topics, job: JobRequested) -> ModelPublished | ModelRefused | JobFailed | JobSkipped:
@@ -287,7 +299,7 @@ async def test_a_model_that_was_told_the_label_is_refused_with_the_feature_that_
 
 async def test_without_an_evaluation_only_a_first_model_is_published(seen: Topics, dataset: Path) -> None:
     first = await finish(seen, a_job(dataset, "good:train", "unjudged", evaluation=None))
-    second = await finish(seen, a_job(dataset, "good:train", "unjudged", evaluation=None))
+    second = await finish(seen, a_job(dataset, "good:train", "unjudged", evaluation=None, seed=4))
     assert isinstance(first, ModelPublished)
     assert first.manifest.challenger is None
     assert isinstance(second, ModelRefused)
@@ -350,28 +362,123 @@ async def test_an_experiment_that_contradicts_itself_fails(seen: Topics, dataset
     assert "no dataset" in failed.reason
 
 
-async def test_a_job_that_is_killed_from_outside_fails_and_the_next_one_runs(
+async def test_a_job_that_is_killed_from_outside_is_tried_again_after_a_pause(
     seen: Topics, dataset: Path, tmp_path: Path, trainer: TrainerProcess
 ) -> None:
     params = {"mark": str(tmp_path / "mark"), "go": str(tmp_path / "go")}
-    killed, next_one = (
-        a_job(dataset, "bad:waits", "killed", params=params),
-        a_job(dataset, "good:train", "ok"),
-    )
-    await seen.ask(killed, next_one)
+    killed = a_job(dataset, "bad:waits", "killed", params=params)
+    await seen.ask(killed)
     await seen.until((tmp_path / "mark").exists)
     (standby,) = psutil.Process(trainer.pid).children()
     (process,) = standby.children()
     process.kill()
-    failed = await seen.one(killed, *ENDS)
+    retried = await seen.one(killed, JobRetried, JobFailed)
+    assert isinstance(retried, JobRetried)
+    assert "SIGKILL" in retried.reason
+    (tmp_path / "go").touch()
+    assert isinstance(await seen.one(killed, *ENDS), ModelPublished)
+    first, second = seen.of_job(killed, JobStarted)
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert second.started_ms >= retried.not_before_ms > first.started_ms
+
+
+async def test_the_same_training_is_done_once_and_a_job_that_asks_for_it_again_is_answered(
+    seen: Topics, dataset: Path
+) -> None:
+    first = a_job(dataset, "good:train", "same")
+    published = await finish(seen, first)
+    assert isinstance(published, ModelPublished)
+    again = a_job(dataset, "good:train", "same", resources=QUICK)  # on other hardware it is the same training
+    await seen.ask(again)
+    answered = await seen.one(again, JobAnswered, *ENDS)
+    assert isinstance(answered, JobAnswered), answered
+    assert answered.earlier_job_id == first.job_id
+    assert answered.run_key == seen.of_job(first, JobStarted)[0].run_key
+    assert not seen.of_job(again, JobStarted)
+
+    failing = a_job(dataset, "bad:raises", "same")
+    assert isinstance(await finish(seen, failing), JobFailed)
+    # A failure is no result: whoever asks again has mended what was wrong.
+    assert isinstance(await finish(seen, a_job(dataset, "bad:raises", "same")), JobFailed)
+
+
+async def test_a_trial_is_scored_and_publishes_nothing(seen: Topics, dataset: Path) -> None:
+    trial = a_job(dataset, "good:train", "tried", purpose="trial")
+    await seen.ask(trial)
+    succeeded = await seen.one(trial, JobSucceeded, *ENDS)
+    assert isinstance(succeeded, JobSucceeded), succeeded
+    assert succeeded.scores["auc"] > 0.85
+    await finish(seen, a_job(dataset, "good:train", "tried-later"))
+    assert seen.of_job(trial, *ENDS) == []
+
+
+async def test_waiting_jobs_on_older_data_are_merged_into_the_newest_and_a_waiting_job_can_be_stopped(
+    seen: Topics, dataset: Path, tmp_path: Path, ending: Callable[[int], DatasetRange]
+) -> None:
+    params = {"mark": str(tmp_path / "mark"), "go": str(tmp_path / "go")}
+    at_work = a_job(dataset, "bad:waits", "merging", params=params)
+    await seen.ask(at_work)
+    await seen.until((tmp_path / "mark").exists)
+    older, newest, stopped = (
+        a_job(dataset, "good:train", "merging", job_id=name, training=ending(end_ms), **more)
+        for name, end_ms, more in (
+            ("merging-older", CUT_MS - HOUR_MS, {}),
+            ("merging-newest", CUT_MS, {}),
+            ("merging-stopped", CUT_MS, {"seed": 9}),
+        )
+    )
+    await seen.ask(newest, older, stopped)
+    assert (await seen.one(older, JobMerged)).into_job_id == newest.job_id
+    queued = await seen.one(newest, JobQueued)
+    assert queued.reason == "another job of model merging is at work"
+    await seen.say(
+        topics.JOBS.name, JobStopRequested(job_id=stopped.job_id, reason="thought better", requested_ms=1)
+    )
+    assert (await seen.one(stopped, JobFailed)).reason == "thought better"
+    (tmp_path / "go").touch()
+    assert isinstance(await seen.one(newest, *ENDS), ModelPublished | ModelRefused)
+    assert not seen.of_job(older, JobStarted)
+    assert len(seen.of_job(newest, JobQueued)) == 1
+
+
+async def test_a_job_makes_room_for_a_more_urgent_one_and_goes_on_where_it_was_to_the_same_weights(
+    seen: Topics, dataset: Path, tmp_path: Path
+) -> None:
+    undisturbed = a_job(dataset, "good:steady", "undisturbed")
+    expected = await finish(seen, undisturbed)
+    assert isinstance(expected, ModelPublished)
+
+    cores = Resources(device="cpu", cpus=len(os.sched_getaffinity(0)), memory_bytes=2**28, time_limit_s=60)
+    params = {"mark": str(tmp_path / "mark"), "go": str(tmp_path / "go")}
+    patient = a_job(dataset, "good:steady", "patient", params=params, resources=cores)
+    urgent = msgspec.structs.replace(a_job(dataset, "good:train", "urgent", resources=cores), priority=1)
+    await seen.ask(patient)
+    await seen.until((tmp_path / "mark").exists)
+    await seen.ask(urgent)
+    preempted = await seen.one(patient, JobPreempted)
+    assert preempted.by_job_id == urgent.job_id
+    assert preempted.checkpointed
+    assert isinstance(await seen.one(urgent, *ENDS), ModelPublished)
+    (tmp_path / "go").touch()
+    published = await seen.one(patient, *ENDS)
+    assert isinstance(published, ModelPublished), published
+    assert [s.resumed for s in seen.of_job(patient, JobStarted)] == [False, True]
+    assert next(p.step for p in seen.of_job(patient, JobProgress) if p.attempt == 2) == 22
+    assert published.manifest.artifact.sha256 == expected.manifest.artifact.sha256
+
+
+async def test_a_job_that_takes_more_memory_than_it_asked_for_is_ended(seen: Topics, dataset: Path) -> None:
+    modest = Resources(device="cpu", memory_bytes=2**28, time_limit_s=60)
+    failed = await finish(seen, a_job(dataset, "bad:hoards", "hoards", resources=modest))
     assert isinstance(failed, JobFailed)
-    assert "SIGKILL" in failed.reason
-    assert isinstance(await seen.one(next_one, *ENDS), ModelPublished)
+    assert "had asked for 256 MiB" in failed.reason
+    assert "memory_bytes" in failed.reason
+    assert "hoarding" in failed.log_tail
 
 
 async def test_a_start_takes_under_a_second_and_so_does_publication(seen: Topics, dataset: Path) -> None:
-    for _ in range(3):
-        job = a_job(dataset, "good:train", "quick")
+    for seed in range(3):
+        job = a_job(dataset, "good:train", "quick", seed=seed)
         published = await finish(seen, job)
         assert isinstance(published, ModelPublished)
     (started,), (succeeded,) = seen.of_job(job, JobStarted), seen.of_job(job, JobSucceeded)

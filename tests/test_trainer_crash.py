@@ -35,7 +35,9 @@ from trainers.assignment import Outcome
 from trainers.bulletin import FOLLOWED
 from trainers.conclusion import Conclusion, conclude, write_down
 from trainers.devices import survey
-from trainers.trainer import MOST_ATTEMPTS, Trainer
+from trainers.trainer import Trainer
+
+MOST_ATTEMPTS = Settings().trainer.attempts
 
 HISTORY, CURRENT, JOBS = topics.MODELS.name, topics.MODELS_CURRENT.name, topics.JOBS.name
 

@@ -52,13 +52,16 @@ MODEL_CODE: dict[str, str] = {
 import torch
 from schemas.tabular import TabularNetwork
 
-def train(ctx):
+def untrained(ctx):
     stats = {c: ctx.rows.get_column(c) for c in ("x", "temp", "recent")}
-    model = TabularNetwork({
+    return TabularNetwork({
         "categorical": [{"name": "place", "vocabulary": ["A", "B"], "dim": 2}],
         "numeric": [{"name": c, "mean": s.mean(), "scale": s.std() or 1.0} for c, s in stats.items()],
         "calendar": None, "hidden": [8], "dropout": 0.0,
     })
+
+def train(ctx):
+    model = untrained(ctx)
     if ctx.parent is not None:
         assert model.take_over(ctx.parent, ctx.parent_config)
     model.to(ctx.device)
@@ -71,6 +74,30 @@ def train(ctx):
         optimizer.zero_grad(); loss.backward(); optimizer.step()
         ctx.progress(step + 1, steps, loss=loss.item(), broken=float("nan"))
     print("trained on", ctx.device, "threads", torch.get_num_threads())
+    return model
+
+def steady(ctx):
+    import pathlib, time
+    model = untrained(ctx)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    begin = 0
+    if kept := ctx.resume():
+        model.load_state_dict(kept["model"]); optimizer.load_state_dict(kept["optimizer"])
+        begin = kept["step"]
+        print("resumed at", begin)
+    inputs = model.encode(ctx.rows.to_dict(as_series=True))
+    truth = ctx.labels()
+    state = lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+    for step in range(begin, 40):
+        noise = torch.randn(len(truth)) * 0.1
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(*inputs) + noise, truth)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        ctx.progress(step + 1, 40, loss=loss.item())
+        ctx.checkpoint(state())
+        while step == 20 and "go" in ctx.params and not pathlib.Path(ctx.params["go"]).exists():
+            pathlib.Path(ctx.params["mark"]).touch()
+            ctx.checkpoint(state())
+            time.sleep(0.02)
     return model
 
 def inverted(ctx):
@@ -124,6 +151,13 @@ def shouts(ctx):
         print("line", number, "x" * 40)
     sys.stdout.buffer.write(bytes(range(256)))
     raise RuntimeError("shouted enough")
+
+def hoards(ctx):
+    print("hoarding", flush=True)
+    kept = []
+    while True:
+        kept.append(b"x" * 2**20 * 16)
+        time.sleep(0.01)
 
 def gives_nothing(ctx):
     return None

@@ -13,8 +13,9 @@ from schemas.model import Comparison, Field, Finding, Lineage, Manifest, Scores
 class Assignment(Struct, frozen=True, kw_only=True):
     """What a process is given: the job, where it runs, and the live model if there is one.
 
-    `device` is what torch calls it: "cpu", or "cuda:0" of the one GPU that `gpu_uuid` makes visible.
-    `device_name` is for people.
+    `device` is what torch calls it: "cpu", or "cuda:0", the first
+    of the GPUs that `gpu_uuids` makes visible.
+    `device_name` is for people. `checkpoint` is where the training's state may be kept; empty: nowhere.
     """
 
     job: JobRequested
@@ -23,9 +24,11 @@ class Assignment(Struct, frozen=True, kw_only=True):
     champion: Manifest | None
     device: str = "cpu"
     device_name: str = "cpu"
-    gpu_uuid: str | None = None
+    gpu_uuids: tuple[str, ...] = ()
     gpu_share: float | None = None
     threads: int = 1
+    run_key: str = ""
+    checkpoint: str = ""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -78,9 +81,16 @@ class Skipped(Struct, frozen=True, kw_only=True, tag="skipped"):
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
-    """It raised."""
+    """It raised. `retryable`: what failed were its surroundings, which may be better next time."""
 
     reason: str
+    retryable: bool = False
 
 
-Report = Began | Progress | Done | Skipped | Failed
+class Yielded(Struct, frozen=True, kw_only=True, tag="yielded"):
+    """It was told to make room. `checkpointed`: its state is kept."""
+
+    checkpointed: bool
+
+
+Report = Began | Progress | Done | Skipped | Failed | Yielded

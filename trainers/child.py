@@ -18,10 +18,14 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
+
 from schemas.errors import Rejected, Retryable
-from trainers.assignment import Assignment, Began, Done, Failed, Progress, Report, Skipped
+from trainers.assignment import Assignment, Began, Done, Failed, Progress, Report, Skipped, Yielded
 from trainers.channel import packed, receive
+from trainers.checkpoint import Checkpoints, MadeRoom
 from trainers.rows import NothingToTrainOn
+from trainers.standby import YIELD
 from trainers.work import perform
 
 _PROGRESS_EVERY_S = 0.1
@@ -35,15 +39,25 @@ def run(channel: socket.socket) -> None:
     if assignment is None:
         return
     say = _Reporter(channel)
+    checkpoints = Checkpoints(
+        Path(assignment.checkpoint) if assignment.checkpoint else None, assignment.run_key
+    )
+    signal.signal(YIELD, lambda *_: checkpoints.ask())
     say(Began(pid=os.getpid(), started_ms=int(time.time() * 1000)))
     _settle_in(assignment)
     try:
-        say(Done(outcome=perform(assignment, say.progress)))
+        say(Done(outcome=perform(assignment, say.progress, checkpoints)))
+    except MadeRoom:
+        say(Yielded(checkpointed=True))
     except NothingToTrainOn as reason:
         say(Skipped(reason=str(reason)))
     except (Rejected, Retryable) as error:
         traceback.print_exc()
-        say(Failed(reason=str(error)))
+        say(Failed(reason=str(error), retryable=isinstance(error, Retryable)))
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        # The device's fault, or its neighbours': another device, or a later time, may serve.
+        traceback.print_exc()
+        say(Failed(reason=f"{type(error).__name__}: {error}"[:2000], retryable=True))
     except BaseException as error:  # user code may raise anything, SystemExit too
         traceback.print_exc()
         say(Failed(reason=f"{type(error).__name__}: {error}"[:2000]))
@@ -61,8 +75,8 @@ def _settle_in(assignment: Assignment) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
     os.environ["POLARS_MAX_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(assignment.threads)
-    if assignment.gpu_uuid is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = assignment.gpu_uuid
+    if assignment.gpu_uuids:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpu_uuids)
 
 
 class _Reporter:

@@ -72,6 +72,7 @@ def conclude(
         train_s=outcome.train_s,
         finished_ms=outcome.trained_ms,
         artifact_sha256=outcome.sha256,
+        scores=measures(outcome),
     )
     verdict = judge(
         experiment.gate,
@@ -118,6 +119,15 @@ def conclude(
             "its config is too large; shorten its vocabularies"
         )
     return Conclusion(succeeded=succeeded, published=published)
+
+
+def measures(outcome: Outcome) -> dict[str, float]:
+    """The challenger's scores as far as there are any."""
+    scores = outcome.challenger
+    if scores is None:
+        return {}
+    known = {"auc": scores.auc, "log_loss": scores.log_loss, "accuracy": scores.accuracy}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _version(manifest: Manifest | None) -> int:

@@ -25,6 +25,8 @@ from typing import Any, Protocol, runtime_checkable
 import polars as pl
 import torch
 
+from trainers.checkpoint import Checkpoints
+
 
 @runtime_checkable
 class Model(Protocol):
@@ -65,11 +67,28 @@ class TrainingContext:
     device: torch.device
     parent: dict[str, torch.Tensor] | None = None
     parent_config: dict[str, Any] | None = None
+    _checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(None, ""), repr=False)
     _report: Callable[[int, int, dict[str, float]], None] = field(default=lambda *_: None, repr=False)
 
     def progress(self, step: int, of: int, **metrics: float) -> None:
         """Say how far the training is; shown to people and kept as the job's curve."""
         self._report(int(step), int(of), {name: float(value) for name, value in metrics.items()})
+
+    def checkpoint(self, state: dict[str, Any]) -> bool:
+        """Offer the training's state: tensors, numbers, text, in dicts and lists; as often as you like.
+
+        A job that makes room for another ends in this call, and begins again with `resume`; so does one whose
+        machine died. The state of all random generators is kept with it. True if the state was kept: mostly
+        it is not, since another was a moment ago.
+
+        Raises:
+            TypeError: the state holds something that is neither tensor nor plain data.
+        """
+        return self._checkpoints.keep(state)
+
+    def resume(self) -> dict[str, Any] | None:
+        """The state to go on from, the generators set as they were then; None: begin at the beginning."""
+        return self._checkpoints.read()
 
     def tensor(self, columns: Sequence[str], dtype: type[pl.DataType] = pl.Float32) -> torch.Tensor:
         """Columns of numbers as one CPU tensor (N, len(columns)), copied once; absent values are NaN."""

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from schemas.errors import Retryable
-from trainers.assignment import Assignment, Done, Failed, Report, Skipped
+from trainers.assignment import Assignment, Done, Failed, Report, Skipped, Yielded
 from trainers.channel import messages, packed
-from trainers.standby import COMMAND, FORK, KILL, Ended, News, Warm
+from trainers.standby import COMMAND, FORK, KILL, MAKE_ROOM, Ended, News, Warm
 
 _LOG_TAIL_BYTES = 8_000
 _LOG_LIMIT_BYTES = 64 * 2**20
@@ -45,7 +45,7 @@ class JobProcess:
                 await writer.drain()
             async for report in messages(reader, Report):  # type: ignore[arg-type]
                 yield report
-                if isinstance(report, Done | Skipped | Failed):
+                if isinstance(report, Done | Skipped | Failed | Yielded):
                     return
         finally:
             watching.cancel()
@@ -63,6 +63,10 @@ class JobProcess:
     def kill(self) -> None:
         """End it, with all that it started."""
         self._standby.kill(self._number)
+
+    def ask_to_yield(self) -> None:
+        """Have it keep its state and end, if it can."""
+        self._standby.ask_to_yield(self._number)
 
     async def ended(self) -> int | None:
         """Wait until it is gone. Its exit code, negative for a signal; None if the standby went with it."""
@@ -188,9 +192,16 @@ class Standby:
 
     def kill(self, number: int) -> None:
         """End that job's process."""
+        self._tell(KILL, number)
+
+    def ask_to_yield(self, number: int) -> None:
+        """Tell that job's process to make room."""
+        self._tell(MAKE_ROOM, number)
+
+    def _tell(self, command: bytes, number: int) -> None:
         if self._control is not None and number in self._jobs:
             with contextlib.suppress(OSError):
-                self._control.send(COMMAND.pack(KILL, number))
+                self._control.send(COMMAND.pack(command, number))
 
     async def stop(self) -> None:
         """End it and all jobs."""

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas import topics
 from schemas.contract import Announcement
-from schemas.job import JobFailed, JobRequested, JobSkipped, JobStarted, JobSucceeded
+from schemas.job import (
+    JobAnswered,
+    JobEvent,
+    JobFailed,
+    JobMerged,
+    JobPreempted,
+    JobQueued,
+    JobRequested,
+    JobRetried,
+    JobSkipped,
+    JobStarted,
+    JobStopRequested,
+    JobSucceeded,
+)
 from schemas.model import Manifest, ModelPublished, ModelRefused, RolledBack
+from trainers.schedule import Waiting
 
 CurrentEvent = ModelPublished | RolledBack
 
@@ -17,41 +31,114 @@ CurrentEvent = ModelPublished | RolledBack
 class Registry:
     """Jobs by id, and the newest manifest of each model name.
 
-    A job is over when it failed, was skipped, or when the history says that its model was published or
-    refused. Succeeded alone is not over.
+    A job is over when it failed, was skipped, answered or merged, or when the history says that its model was
+    published or refused. Succeeded alone is not over, but for a trial, which comes to no model.
+
+    Attributes:
+        attempts: the newest attempt of each job; `preempted` of them it was not to blame for.
+        not_before_ms: until when a job that is to be retried backs off.
+        asked_ms: when the oldest of the jobs that were merged into a job was asked for.
+        stops: jobs that somebody wants ended, and why.
+        queued: jobs of which it was said that they wait.
+        revision: grows with every event that changes which jobs are open, or may run.
     """
 
     requested: dict[str, JobRequested] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
+    preempted: dict[str, int] = field(default_factory=dict)
+    not_before_ms: dict[str, int] = field(default_factory=dict)
+    asked_ms: dict[str, int] = field(default_factory=dict)
+    stops: dict[str, str] = field(default_factory=dict)
+    queued: set[str] = field(default_factory=set)
     over: set[str] = field(default_factory=set)
     succeeded: set[str] = field(default_factory=set)
+    revision: int = 0
+    _open: dict[str, JobRequested] = field(default_factory=dict)
+    _queue: dict[str, Waiting] = field(default_factory=dict)
+    _decided: set[str] = field(default_factory=set)
+    _by_key: dict[str, str] = field(default_factory=dict)
+    _preemptions: set[tuple[str, int]] = field(default_factory=set)
     _newest: dict[str, CurrentEvent] = field(default_factory=dict)
     _said_current: dict[str, int] = field(default_factory=dict)
 
     def note(self, topic: str, event: Announcement) -> None:
         """Take in one event of a topic; repeats change nothing."""
         match event:
-            case JobRequested():
-                self.requested.setdefault(event.job_id, event)
-            case JobStarted():
-                self.attempts[event.job_id] = max(event.attempt, self.attempts.get(event.job_id, 0))
-            case JobFailed() | JobSkipped():
-                self.over.add(event.job_id)
-            case JobSucceeded():
-                self.succeeded.add(event.job_id)
+            case JobEvent():
+                self._note_job(event)
             case ModelRefused():
-                self.over.add(event.job_id)
+                self._end(event.job_id, decided=True)
             case ModelPublished() | RolledBack():
                 self._note_current(topic, event)
             case _:
                 pass
+
+    def _note_job(self, event: JobEvent) -> None:  # noqa: PLR0912  (a case an event type)
+        job_id = event.job_id
+        match event:
+            case JobRequested():
+                if job_id not in self.requested:
+                    self.requested[job_id] = event
+                    if job_id not in self.over:
+                        self._open[job_id] = event
+            case JobQueued():
+                self.queued.add(job_id)
+                return
+            case JobStarted():
+                self.attempts[job_id] = max(event.attempt, self.attempts.get(job_id, 0))
+                if event.run_key:
+                    self._by_key[event.run_key] = job_id
+            case JobPreempted():
+                self._preemptions.add((job_id, event.attempt))
+                self.preempted[job_id] = sum(of == job_id for of, _ in self._preemptions)
+            case JobRetried():
+                self.not_before_ms[job_id] = event.not_before_ms
+            case JobStopRequested():
+                self.stops[job_id] = event.reason
+            case JobMerged():
+                self._inherit(job_id, event.into_job_id)
+                self._end(job_id, decided=False)
+            case JobSucceeded():
+                self.succeeded.add(job_id)
+                asked = self.requested.get(job_id)
+                if asked is not None and asked.experiment.purpose == "trial":
+                    self._end(job_id, decided=True)
+            case JobFailed() | JobAnswered():
+                self._end(job_id, decided=False)
+            case JobSkipped():
+                self._end(job_id, decided=True)
+            case _:
+                return
+        self.revision += 1
+
+    def _end(self, job_id: str, *, decided: bool) -> None:
+        """No more of it. `decided`: another job with the same run key needs no training."""
+        self.over.add(job_id)
+        self._open.pop(job_id, None)
+        self._queue.pop(job_id, None)
+        if decided:
+            self._decided.add(job_id)
+        self.revision += 1
+
+    def _inherit(self, job_id: str, into_job_id: str) -> None:
+        """A job that takes others' place has waited as long as the oldest of them."""
+        asked = self.requested.get(job_id)
+        if asked is None:
+            return
+        since_ms = self.asked_ms.get(job_id, asked.requested_ms)
+        self.asked_ms[into_job_id] = min(since_ms, self.asked_ms.get(into_job_id, since_ms))
+
+    def decided_by(self, run_key: str) -> str | None:
+        """The job that has come to a result under that run key."""
+        job_id = self._by_key.get(run_key)
+        return job_id if job_id in self._decided else None
 
     def _note_current(self, topic: str, event: CurrentEvent) -> None:
         version = event.manifest.version
         if topic == topics.MODELS_CURRENT.name:
             self._said_current[event.name] = max(version, self._said_current.get(event.name, 0))
         elif isinstance(event, ModelPublished):
-            self.over.add(event.manifest.lineage.job_id)
+            self._end(event.manifest.lineage.job_id, decided=True)
         known = self._newest.get(event.name)
         if known is None or version > known.manifest.version:
             self._newest[event.name] = event
@@ -71,6 +158,34 @@ class Registry:
 
     def open_jobs(self, *, but_not: Set[str] = frozenset()) -> list[JobRequested]:
         """Jobs that were asked for and are not over, oldest first."""
-        return [
-            job for job_id, job in self.requested.items() if job_id not in self.over and job_id not in but_not
-        ]
+        return [job for job_id, job in self._open.items() if job_id not in but_not]
+
+    def waiting(self, *, but_not: Set[str] = frozenset()) -> list[Waiting]:
+        """The queue."""
+        return [self._waiting(job) for job in self.open_jobs(but_not=but_not)]
+
+    def _waiting(self, job: JobRequested) -> Waiting:
+        known = self._queue.get(job.job_id)
+        if known is None:
+            known = self._queue[job.job_id] = in_queue(job)
+        since_ms = min(known.asked_ms, self.asked_ms.get(job.job_id, known.asked_ms))
+        not_before_ms = self.not_before_ms.get(job.job_id, 0)
+        if (since_ms, not_before_ms) != (known.asked_ms, known.not_before_ms):
+            known = replace(known, asked_ms=since_ms, not_before_ms=not_before_ms)
+            self._queue[job.job_id] = known
+        return known
+
+
+def in_queue(job: JobRequested) -> Waiting:
+    """A request as the schedule sees it."""
+    experiment = job.experiment
+    return Waiting(
+        job_id=job.job_id,
+        model=experiment.model,
+        resources=experiment.resources,
+        asked_ms=job.requested_ms,
+        priority=job.priority,
+        is_trial=experiment.purpose == "trial",
+        pending_key=experiment.pending_key() if experiment.purpose == "challenger" else "",
+        data=(experiment.training.version, experiment.training.end_ms, job.requested_ms),
+    )

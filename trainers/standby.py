@@ -8,6 +8,7 @@ its own. (The allocator of polars has threads, and starts them anew in each fork
     control   a stream socket, its descriptor in argv: commands in, news out (`trainers.channel`)
     command   b"F" + number, with two descriptors: fork a job; its own channel, and its log
               b"K" + number: kill that job with all that it started
+              b"Y" + number: tell that job to make room (signal `YIELD`)
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from msgspec import Struct
 from trainers.channel import packed
 
 COMMAND = struct.Struct(">cQ")
-FORK, KILL = b"F", b"K"
+FORK, KILL, MAKE_ROOM = b"F", b"K", b"Y"
+YIELD = signal.SIGUSR1
+"""Asks a job's process to keep its state and end. Before it has a handler it ends: it has no state yet."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -103,6 +106,10 @@ class Server:
         kind, number = COMMAND.unpack(data)
         if kind == FORK:
             self._fork(number, *descriptors)
+        elif kind == MAKE_ROOM:
+            if pid := self._pids.get(number):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, YIELD)
         else:
             self._kill(number)
         return True

@@ -12,8 +12,11 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,19 +24,38 @@ from infra.kafka.connection import Connection
 from infra.logging import correlated, logger
 from infra.settings import Settings
 from schemas import topics
-from schemas.job import JobFailed, JobProgress, JobRequested, JobSkipped, JobStarted
+from schemas.contract import Announcement
+from schemas.job import (
+    JobAnswered,
+    JobFailed,
+    JobMerged,
+    JobPreempted,
+    JobProgress,
+    JobQueued,
+    JobRequested,
+    JobRetried,
+    JobSkipped,
+    JobStarted,
+    JobSucceeded,
+)
 from schemas.model import Manifest
-from trainers.admission import Admission, Host, Running, admit
+from trainers.admission import Admission, Host, Running
 from trainers.artifact import ArtifactStore
-from trainers.assignment import Assignment, Began, Done, Failed, Outcome, Progress, Skipped
+from trainers.assignment import Assignment, Began, Done, Failed, Outcome, Progress, Skipped, Yielded
+from trainers.attempt import Attempt
 from trainers.bulletin import Bulletin
-from trainers.conclusion import Conclusion, conclude, read_back, write_down
+from trainers.code import source_sha256
+from trainers.conclusion import Conclusion, conclude, measures, read_back, write_down
 from trainers.devices import Survey, survey
-from trainers.process import JobProcess, Standby, StandbyDied, ending
+from trainers.memory import own_bytes
+from trainers.process import Standby, StandbyDied
+from trainers.registry import in_queue
+from trainers.schedule import Merge, Preempt, Refuse, Start, Terms, promised, schedule
 
 log = logger(__name__)
 
-MOST_ATTEMPTS = 5
+CHECKPOINT_FILE = "checkpoint.safetensors"
+_LONGEST_PAUSE_S = 60.0
 _LOOK_AGAIN_S = 0.5
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
@@ -64,13 +86,23 @@ class Trainer:
         self._gpus = look_at_gpus
         self._now_ms = now_ms
         self._host = Host(
-            cpus=os.cpu_count() or 1,
+            cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_bytes=psutil.virtual_memory().total,
             cpu_slots=self._options.cpu_slots,
         )
+        self._terms = Terms(
+            setting=self._options.device,
+            aging_ms=int(self._options.aging_s * 1000),
+            patience_ms=int(self._options.patience_s * 1000),
+        )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, Running] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._keys: dict[str, str] = {}
+        self._inherited_bytes = 0
         self._faults: tuple[str, ...] = ()
+        self._planned_at = (-1, -1, 0.0)
+        self._ends = 0
         self._concluding = asyncio.Lock()
 
     async def start(self) -> None:
@@ -95,17 +127,14 @@ class Trainer:
         """Admit and run jobs until cancelled."""
         try:
             warm = await self.standby.warm()
-            self._host = Host(
-                cpus=self._host.cpus,
-                memory_bytes=self._host.memory_bytes,
-                cpu_slots=self._host.cpu_slots,
-                torch_knows_cuda=warm.cuda is not None,
-            )
+            self._host = replace(self._host, torch_knows_cuda=warm.cuda is not None)
+            self._inherited_bytes = own_bytes(self.standby.pid)
             log.info("ready for jobs", torch=warm.torch, warmed_s=round(warm.warmed_s, 1))
             while True:
                 self.bulletin.changed.clear()
                 self.bulletin.check()
-                await self._admit_all()
+                self._stop_unwanted()
+                await self._plan()
                 # Not `wait_for`: in Python 3.11 it may swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN_S):
@@ -120,47 +149,110 @@ class Trainer:
         await self.standby.stop()
         await self.bulletin.stop()
 
-    async def _admit_all(self) -> None:
-        waiting = self.registry.open_jobs(but_not=self._tasks.keys())
+    def _stop_unwanted(self) -> None:
+        """Jobs that somebody wants ended: those at work by their process, those that wait by an event."""
+        for job_id in list(self.registry.stops):
+            reason = self.registry.stops[job_id]
+            if attempt := self._attempts.get(job_id):
+                attempt.stop(reason)
+            elif job_id in self.registry.over:
+                del self.registry.stops[job_id]
+            elif job_id not in self._tasks and (job := self.registry.requested.get(job_id)):
+                tried = self.registry.attempts.get(job_id, 0)
+                self._care_for(
+                    job, lambda job=job, tried=tried, reason=reason: self._fail(job, tried, reason)
+                )
+
+    async def _plan(self) -> None:
+        """Decide what starts, makes room or is refused, if anything has changed since the last time."""
+        now_s = time.monotonic()
+        revision, ends, again_s = self._planned_at
+        if (revision, ends) == (self.registry.revision, self._ends) and now_s < again_s:
+            return
+        self._planned_at = (self.registry.revision, self._ends, now_s + _LOOK_AGAIN_S)
+        waiting = self.registry.waiting(but_not=self._tasks.keys())
         if not waiting:
             return
         found = await asyncio.to_thread(self._gpus)
+        self._note_devices(found)
+        plan = schedule(
+            waiting, self._at_work(), found.gpus, self._host_now(), now_ms=self._now_ms(), terms=self._terms
+        )
+        for action in plan.actions:
+            match action:
+                case Start(job_id=job_id, admission=admission):
+                    self._begin(self.registry.requested[job_id], admission)
+                case Refuse(job_id=job_id, reason=reason):
+                    job = self.registry.requested[job_id]
+                    self._care_for(job, partial(self._refuse, job, reason))
+                case Merge(job_id=job_id, into_job_id=into):
+                    merged = JobMerged(job_id=job_id, into_job_id=into, merged_ms=self._now_ms())
+                    job = self.registry.requested[job_id]
+                    self._care_for(job, partial(self.bulletin.say, topics.JOBS.name, merged))
+                case Preempt(job_id=job_id, by_job_id=by):
+                    if attempt := self._attempts.get(job_id):
+                        log.info("makes room", job=job_id, by=by)
+                        attempt.preempt(by)
+        unsaid = [
+            JobQueued(job_id=job_id, reason=reason, ahead=ahead, queued_ms=self._now_ms())
+            for ahead, (job_id, reason) in enumerate(plan.waits.items())
+            if job_id not in self.registry.queued
+        ]
+        await asyncio.gather(*(self.bulletin.say(topics.JOBS.name, event) for event in unsaid))
+
+    def _note_devices(self, found: Survey) -> None:
+        known = {gpu.uuid: gpu for gpu in (*self._host.known_gpus, *found.gpus)}
+        self._host = replace(self._host, known_gpus=tuple(known.values()))
         if found.faults != self._faults:
             self._faults = found.faults
             log.warning("GPUs do not answer", faults=found.faults)
-        names = {self.registry.requested[job_id].experiment.model for job_id in self._tasks}
-        for job in waiting:
-            experiment = job.experiment
-            if experiment.model in names:
-                continue  # it is to be judged against, and may begin from, the model before it
-            admission = admit(
-                experiment.resources,
-                found.gpus,
-                list(self._running.values()),
-                self._host,
-                setting=self._options.device,
-            )
-            if admission.verdict == "wait":
-                continue
-            names.add(experiment.model)
-            gpu = admission.gpu
-            if admission.verdict == "run":
-                self._running[job.job_id] = Running(
-                    gpu_uuid=gpu.uuid if gpu else None,
-                    gpu_memory_bytes=experiment.resources.gpu_memory_bytes if gpu else 0,
-                )
-            self._tasks[job.job_id] = asyncio.create_task(self._see_through(job, admission))
 
-    async def _see_through(self, job: JobRequested, admission: Admission) -> None:
+    def _host_now(self) -> Host:
+        return replace(self._host, available_bytes=psutil.virtual_memory().available)
+
+    def _at_work(self) -> list[Running]:
+        at_work: list[Running] = []
+        for job_id, known in self._running.items():
+            attempt = self._attempts.get(job_id)
+            if attempt is not None:
+                known = replace(  # noqa: PLW2901  (the same job, as it stands now)
+                    known,
+                    pid=attempt.pid,
+                    used_bytes=attempt.used_bytes,
+                    leaving=attempt.preempted_by is not None,
+                )
+            at_work.append(known)
+        return at_work
+
+    def _begin(self, job: JobRequested, admission: Admission) -> None:
+        """Start it, unless the same training is known, or is at work this moment."""
+        champion = self.registry.champion(job.experiment.model)
+        key = job.experiment.run_key(
+            code_sha256=source_sha256(job.experiment.code),
+            parent_sha256=champion.artifact.sha256 if champion else None,
+        )
+        if earlier := self.registry.decided_by(key):
+            answered = JobAnswered(
+                job_id=job.job_id, run_key=key, earlier_job_id=earlier, answered_ms=self._now_ms()
+            )
+            self._care_for(job, partial(self.bulletin.say, topics.JOBS.name, answered))
+            return
+        if key in self._keys.values():
+            return  # it is answered when that one has ended
+        self._keys[job.job_id] = key
+        self._running[job.job_id] = promised(
+            in_queue(job), admission, now_ms=self._now_ms(), terms=self._terms
+        )
+        self._care_for(job, partial(self._try, job, admission, champion, key))
+
+    def _care_for(self, job: JobRequested, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._tasks[job.job_id] = asyncio.create_task(self._see_through(job, what))
+
+    async def _see_through(self, job: JobRequested, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
         attempt = self.registry.attempts.get(job.job_id, 0) + 1
         with correlated(job=job.job_id, attempt=attempt):
             try:
-                if admission.verdict == "never":
-                    await self._fail(job, attempt, f"it can never run here: {admission.reason}")
-                elif attempt > MOST_ATTEMPTS:
-                    await self._fail(job, attempt - 1, f"the trainer died under it {MOST_ATTEMPTS} times")
-                else:
-                    await self._attempt(job, attempt, admission)
+                await what()
             except StandbyDied as error:
                 log.error("the job will be run again", error=str(error))
                 await asyncio.sleep(_LOOK_AGAIN_S)  # the job stays open and is tried again
@@ -170,91 +262,154 @@ class Trainer:
             finally:
                 self._tasks.pop(job.job_id, None)
                 self._running.pop(job.job_id, None)
+                self._keys.pop(job.job_id, None)
+                self._ends += 1
                 self.bulletin.changed.set()
 
-    async def _attempt(self, job: JobRequested, attempt: int, admission: Admission) -> None:
-        champion = self.registry.champion(job.experiment.model)
+    async def _refuse(self, job: JobRequested, reason: str) -> None:
+        await self._fail(job, self.registry.attempts.get(job.job_id, 0), f"it can never run here: {reason}")
+
+    async def _try(
+        self, job: JobRequested, admission: Admission, champion: Manifest | None, key: str
+    ) -> None:
+        number = self.registry.attempts.get(job.job_id, 0) + 1
+        to_blame = number - 1 - self.registry.preempted.get(job.job_id, 0)
+        if to_blame >= self._options.attempts:
+            await self._fail(job, number - 1, f"the trainer died under it {to_blame} times")
+            return
         process = await self.standby.begin(self.folder(job.job_id) / "job.log")
-        limit_s = job.experiment.resources.time_limit_s
-        ended: Done | Skipped | Failed | None = None
+        attempt = Attempt(
+            process,
+            job.experiment.resources,
+            inherited_bytes=self._inherited_bytes,
+            grace_s=self._options.yield_grace_s,
+        )
+        self._attempts[job.job_id] = attempt
+        assignment = self._assignment(job, number, admission, champion, key)
         try:
-            async with asyncio.timeout(limit_s):
-                ended = await self._hear(process, self._assignment(job, attempt, admission, champion))
-        except TimeoutError:
-            ended = Failed(reason=f"it ran longer than its limit of {limit_s:g} s and was killed")
+            ended = await attempt.run(
+                assignment,
+                began=partial(self._say_started, assignment),
+                progressed=self._say_progress(assignment),
+            )
         finally:
             process.kill()
+            self._attempts.pop(job.job_id, None)
         match ended:
             case Done(outcome=outcome):
-                await self._conclude(job, attempt, outcome, champion)
+                await self._conclude(job, number, outcome, champion)
             case Skipped(reason=reason):
                 log.info("skipped", reason=reason)
-                skipped = JobSkipped(job_id=job.job_id, reason=reason, finished_ms=self._now_ms())
-                await self.bulletin.say(topics.JOBS.name, skipped)
-            case Failed(reason=reason):
-                await process.ended()
-                await self._fail(job, attempt, reason, process.log_tail())
-            case None:
-                code = await process.ended()
-                if code is None:
-                    raise StandbyDied("the warm process went, and the job's process with it")
-                await self._fail(job, attempt, f"its process died: {ending(code)}", process.log_tail())
-        await process.ended()  # only now is its device free
+                await self._say(JobSkipped(job_id=job.job_id, reason=reason, finished_ms=self._now_ms()))
+            case Yielded(checkpointed=checkpointed):
+                await self._say(
+                    JobPreempted(
+                        job_id=job.job_id,
+                        attempt=number,
+                        by_job_id=attempt.preempted_by or "",
+                        checkpointed=checkpointed or self._checkpoint(job.job_id).exists(),
+                        preempted_ms=self._now_ms(),
+                    )
+                )
+            case Failed(reason=reason, retryable=retryable):
+                await self._retry_or_fail(job, number, to_blame + 1, reason, retryable, process.log_tail())
+        if job.job_id in self.registry.over:
+            self._checkpoint(job.job_id).unlink(missing_ok=True)
+
+    async def _retry_or_fail(
+        self, job: JobRequested, attempt: int, to_blame: int, reason: str, retryable: bool, log_tail: str
+    ) -> None:
+        if not retryable:
+            await self._fail(job, attempt, reason, log_tail)
+        elif to_blame >= self._options.attempts:
+            await self._fail(job, attempt, f"{reason}; given up after {to_blame} attempts", log_tail)
+        else:
+            pause_s = min(_LONGEST_PAUSE_S, self._options.retry_after_s * 2 ** (to_blame - 1))
+            log.warning("will be tried again", reason=reason, pause_s=pause_s)
+            await self._say(
+                JobRetried(
+                    job_id=job.job_id,
+                    attempt=attempt,
+                    reason=reason,
+                    log_tail=log_tail,
+                    not_before_ms=self._now_ms() + int(pause_s * 1000),
+                )
+            )
+
+    async def _say(self, event: Announcement) -> None:
+        await self.bulletin.say(topics.JOBS.name, event)
 
     def _assignment(
-        self, job: JobRequested, attempt: int, admission: Admission, champion: Manifest | None
+        self, job: JobRequested, attempt: int, admission: Admission, champion: Manifest | None, key: str
     ) -> Assignment:
         gpu, asked = admission.gpu, job.experiment.resources
+        shares = gpu is not None and not asked.gpus
         return Assignment(
             job=job,
             attempt=attempt,
             artifacts=str(self._store.folder),
             champion=champion,
             device="cpu" if gpu is None else "cuda:0",
-            device_name="cpu" if gpu is None else gpu.label,
-            gpu_uuid=None if gpu is None else gpu.uuid,
-            gpu_share=None if gpu is None else min(1.0, asked.gpu_memory_bytes / gpu.total_bytes),
+            device_name="cpu" if gpu is None else ", ".join(each.label for each in admission.gpus),
+            gpu_uuids=tuple(each.uuid for each in admission.gpus),
+            gpu_share=min(1.0, asked.gpu_memory_bytes / gpu.total_bytes) if gpu and shares else None,
             threads=max(asked.cpus, self._options.threads_per_job),
+            run_key=key,
+            checkpoint=str(self._checkpoint(job.job_id)),
         )
 
-    async def _hear(self, process: JobProcess, assignment: Assignment) -> Done | Skipped | Failed | None:
-        """Pass on what a job's process says; what came of it, or None if it is gone without a word."""
-        job_id, attempt = assignment.job.job_id, assignment.attempt
+    async def _say_started(self, assignment: Assignment, began: Began) -> None:
+        await self._say(
+            JobStarted(
+                job_id=assignment.job.job_id,
+                attempt=assignment.attempt,
+                device=assignment.device_name,
+                started_ms=began.started_ms,
+                run_key=assignment.run_key,
+                resumed=self._checkpoint(assignment.job.job_id).exists(),
+            )
+        )
+
+    def _say_progress(self, assignment: Assignment) -> Callable[[Progress], Coroutine[Any, Any, None]]:
+        """Passes progress on, not too often; the last step always."""
         said_s = 0.0
-        async for report in process.reports(assignment):
-            match report:
-                case Began(pid=pid, started_ms=started_ms):
-                    self._note_pid(job_id, pid)
-                    started = JobStarted(
-                        job_id=job_id, attempt=attempt, device=assignment.device_name, started_ms=started_ms
-                    )
-                    await self.bulletin.say(topics.JOBS.name, started)
-                case Progress():
-                    if (time.monotonic() - said_s) * 1000 >= self._options.progress_interval_ms:
-                        said_s = time.monotonic()
-                        progress = JobProgress(
-                            job_id=job_id,
-                            attempt=attempt,
-                            step=report.step,
-                            of=report.of,
-                            metrics=report.metrics,
-                        )
-                        await self.bulletin.say(topics.JOBS.name, progress)
-                case Done() | Skipped() | Failed():
-                    return report
-        return None
 
-    def _note_pid(self, job_id: str, pid: int) -> None:
-        known = self._running[job_id]
-        self._running[job_id] = Running(
-            gpu_uuid=known.gpu_uuid, gpu_memory_bytes=known.gpu_memory_bytes, pid=pid
-        )
+        async def say(report: Progress) -> None:
+            nonlocal said_s
+            due = (time.monotonic() - said_s) * 1000 >= self._options.progress_interval_ms
+            if not due and report.step < report.of:
+                return
+            said_s = time.monotonic()
+            await self._say(
+                JobProgress(
+                    job_id=assignment.job.job_id,
+                    attempt=assignment.attempt,
+                    step=report.step,
+                    of=report.of,
+                    metrics=report.metrics,
+                )
+            )
+
+        return say
 
     async def _conclude(
         self, job: JobRequested, attempt: int, outcome: Outcome, judged_against: Manifest | None
     ) -> None:
         # The bytes that the event promises, read back by whoever promises them.
         await asyncio.to_thread(self._store.get, outcome.sha256)
+        if job.experiment.purpose == "trial":
+            await self._say(
+                JobSucceeded(
+                    job_id=job.job_id,
+                    attempt=attempt,
+                    rows=outcome.rows,
+                    train_s=outcome.train_s,
+                    finished_ms=outcome.trained_ms,
+                    artifact_sha256=outcome.sha256,
+                    scores=measures(outcome),
+                )
+            )
+            return
         async with self._concluding:
             await self.bulletin.caught_up()
             conclusion = conclude(
@@ -289,6 +444,9 @@ class Trainer:
             finished_ms=self._now_ms(),
         )
         await self.bulletin.say(topics.JOBS.name, failed)
+
+    def _checkpoint(self, job_id: str) -> Path:
+        return self.folder(job_id) / CHECKPOINT_FILE
 
     def folder(self, job_id: str) -> Path:
         """A job's own folder: its log, and its conclusion."""

@@ -29,6 +29,7 @@ from schemas.model import Comparison, Field, Finding, Manifest, Scores
 from trainers.architecture import network
 from trainers.artifact import ArtifactStore
 from trainers.assignment import Assignment, Outcome
+from trainers.checkpoint import Checkpoints
 from trainers.context import Model, TrainingContext
 from trainers.evaluate import is_constant, score, slice_masks
 from trainers.lineage import lineage
@@ -45,7 +46,7 @@ class BadModelCode(Rejected):
     """The code that the job names cannot be found, or gives back what is no model."""
 
 
-def perform(assignment: Assignment, report: Report) -> Outcome:
+def perform(assignment: Assignment, report: Report, checkpoints: Checkpoints) -> Outcome:
     """Train a challenger, keep its weights, score it and the live model on the same unseen rows.
 
     Raises:
@@ -70,7 +71,15 @@ def perform(assignment: Assignment, report: Report) -> Outcome:
         champion=assignment.champion,
     )
     began = time.perf_counter()
-    model = train_on(rows.training, experiment, train=train, champion=champion, device=device, report=report)
+    model = train_on(
+        rows.training,
+        experiment,
+        train=train,
+        champion=champion,
+        device=device,
+        report=report,
+        checkpoints=checkpoints,
+    )
     train_s = time.perf_counter() - began
     trained_ms = int(time.time() * 1000)
 
@@ -103,6 +112,7 @@ def train_on(
     champion: Any,
     device: torch.device,
     report: Report = lambda *_: None,
+    checkpoints: Checkpoints | None = None,
 ) -> Any:
     """Run user code on the rows, from the champion's weights where the experiment says so.
 
@@ -119,6 +129,7 @@ def train_on(
         device=device,
         parent=None if parent is None else dict(parent.state_dict()),
         parent_config=None if parent is None else parent.config,
+        _checkpoints=checkpoints or Checkpoints(None, ""),
         _report=report,
     )
     _seed(experiment.seed)

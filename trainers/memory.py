@@ -1,0 +1,42 @@
+"""How much memory a job's processes hold for themselves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+_PROC = Path("/proc")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def own_bytes(pid: int) -> int:
+    """Memory of a process that no file backs; 0 if it is gone.
+
+    Pages that a fork still shares with its parent are counted: whoever wants what a fork took itself takes
+    off what its parent has.
+    """
+    try:
+        if not (_PROC / "self/statm").exists():
+            return psutil.Process(pid).memory_info().rss
+        _, resident, shared, *_ = (_PROC / str(pid) / "statm").read_text(encoding="ascii").split()
+    except (OSError, ValueError, psutil.Error):
+        return 0
+    return (int(resident) - int(shared)) * _PAGE_BYTES
+
+
+def tree_bytes(pid: int, *, inherited_bytes: int = 0) -> int:
+    """What a forked process and all that it started hold, less what it was born with."""
+    mine = max(0, own_bytes(pid) - inherited_bytes)
+    return mine + sum(tree_bytes(child) for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    # Not psutil's `children`, which reads every process of the machine.
+    try:
+        tasks = list((_PROC / str(pid) / "task").iterdir())
+        lists = [(task / "children").read_text(encoding="ascii") for task in tasks]
+    except OSError:
+        return []
+    return [int(child) for line in lists for child in line.split()]
