@@ -11,7 +11,7 @@ from msgspec import Meta, Struct, field
 from .contract import Announcement, announces
 from .features import FeatureSpec
 from .raw import TimeMs
-from .selection import Selection, Whole
+from .selection import Hard, Selection, Whole
 
 
 class DatasetRange(Struct, frozen=True, kw_only=True):
@@ -115,7 +115,7 @@ class Experiment(Struct, frozen=True, kw_only=True):
 
         Args:
             code_sha256: of the module's source as it is, where the experiment names none.
-            parent_sha256: of the weights that a warm start begins from.
+            parent_sha256: of the live model, where a warm start begins from it or it chooses the rows.
         """
         same = msgspec.structs.replace(
             self,
@@ -123,7 +123,8 @@ class Experiment(Struct, frozen=True, kw_only=True):
             configuration_sha256="",
             code_sha256=self.code_sha256 or code_sha256,
         )
-        parts = (same, parent_sha256 if self.warm_start else None)
+        depends = self.warm_start or isinstance(self.selection, Hard)
+        parts = (same, parent_sha256 if depends else None)
         return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
     def pending_key(self) -> str:

@@ -79,6 +79,21 @@ def test_only_devices_that_the_trainer_may_see_are_offered(visible: str | None, 
     assert [g.index for g in found.gpus] == indices
 
 
+def test_a_device_that_is_cut_into_slices_is_offered_slice_by_slice() -> None:
+    nvml = Nvml([NvmlDevice(), NvmlDevice(slices=(20 * GIB, 10 * GIB))])
+    found = survey(nvml)
+    assert [(g.uuid, g.total_bytes // GIB) for g in found.gpus] == [
+        ("GPU-0000-00", 139),
+        ("MIG-0000-01-0", 20),
+        ("MIG-0000-01-1", 10),
+    ]
+    assert found.gpus[2].label == "cuda:1/1 NVIDIA H200 MIG"
+    # The fullest that fits: a small job leaves the whole device alone.
+    assert admit(asks("cuda", gib=8), found.gpus, [], HOST).gpu == found.gpus[2]
+    assert admit(asks("cuda", gib=15), found.gpus, [], HOST).gpu == found.gpus[1]
+    assert [g.uuid for g in survey(nvml, visible="MIG-0000-01-1").gpus] == ["MIG-0000-01-1"]
+
+
 def test_eight_gpus_fill_up_and_then_jobs_wait_and_none_is_promised_too_much() -> None:
     gpus = [gpu(i) for i in range(8)]
     running: list[Running] = []

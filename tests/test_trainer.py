@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +22,8 @@ from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from infra.point_in_time import examples
+from infra.settings import Kafka, Settings
+from infra.submit import ended, submit
 from schemas import topics
 from schemas.job import (
     DatasetRange,
@@ -484,3 +490,54 @@ async def test_a_start_takes_under_a_second_and_so_does_publication(seen: Topics
     (started,), (succeeded,) = seen.of_job(job, JobStarted), seen.of_job(job, JobSucceeded)
     assert started.started_ms - job.requested_ms < 1_000
     assert published.manifest.published_ms - succeeded.finished_ms < 1_000
+
+
+async def test_a_person_asks_by_the_command_line_sees_the_job_and_its_curve(
+    seen: Topics, dataset: Path, tmp_path: Path, trainer: TrainerProcess
+) -> None:
+    wanted = tmp_path / "experiment.json"
+    wanted.write_bytes(msgspec.json.encode(experiment(dataset, "good:train", "by-hand")))
+
+    async def tidemill(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "infra.command", *arguments],
+            env=trainer.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    trained = await tidemill("train", "--experiment", str(wanted), "--why", "a try", "--json")
+    assert trained.returncode == 0, trained.stderr
+    came = json.loads(trained.stdout)
+    assert (came["state"], came["model"], came["why"]) == ("published", "by-hand", "a try")
+    assert came["curve"][-1]["step"] == came["curve"][-1]["of"] == 60
+    again = await tidemill("train", "--experiment", str(wanted), "--json")
+    assert json.loads(again.stdout)["state"] == "answered"
+
+    picture = tmp_path / "curve.png"
+    drawn, listed = await asyncio.gather(
+        tidemill("jobs", came["job_id"], "--plot", str(picture)), tidemill("jobs", "--once", "--all")
+    )
+    assert drawn.returncode == listed.returncode == 0, drawn.stderr + listed.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "published" in listed.stdout
+    wanted.write_text('{"pipeline": 1}')
+    bad = await tidemill("train", "--experiment", str(wanted))
+    assert bad.returncode == 1
+    assert "is no experiment" in " ".join(bad.stderr.split())
+    assert "Traceback" not in bad.stderr
+
+
+async def test_a_training_is_asked_for_from_python_by_the_same_event(
+    seen: Topics, dataset: Path, trainer: TrainerProcess, broker: EmbeddedBroker
+) -> None:
+    configured = Settings(kafka=Kafka(bootstrap_servers=broker.bootstrap_servers))
+    wanted = experiment(dataset, "good:train", "from-python")
+    job = await submit(configured, wanted, priority=2, why="to see")
+    assert (await ended(configured, job.job_id)).state == "published"
+    (event,) = seen.of_job(job, JobRequested) or [await seen.one(job, JobRequested)]
+    assert event == job
+    assert (event.experiment, event.priority, event.why) == (wanted, 2, "to see")

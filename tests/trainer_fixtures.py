@@ -278,6 +278,12 @@ class NvmlDevice:
     processes: Mapping[int, int] = field(default_factory=dict)
     error: int | None = None
     gone: bool = False
+    slices: tuple[int, ...] | None = None
+    """Sizes in bytes of the MIG slices it is cut into; None: it is whole."""
+
+
+_SLICE = 1_000
+"""A slice's handle is its device's and so many times its number."""
 
 
 class Nvml:
@@ -306,10 +312,27 @@ class Nvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return index
 
+    def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:  # noqa: N802
+        if self._ask(handle).slices is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [pynvml.NVML_DEVICE_MIG_ENABLE, pynvml.NVML_DEVICE_MIG_ENABLE]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: int) -> int:  # noqa: N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: int, index: int) -> int:  # noqa: N802
+        if index >= len(self._ask(device).slices or ()):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return _SLICE * (index + 1) + device
+
     def _ask(self, handle: int) -> NvmlDevice:
-        device = self.devices[handle]
+        number, index = divmod(handle, _SLICE)
+        device = self.devices[index]
         if device.error is not None:
             raise pynvml.NVMLError(device.error)
+        if number:
+            size = (device.slices or ())[number - 1]
+            return NvmlDevice(total_bytes=size, free_bytes=size, tells_utilization=False)
         return device
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
@@ -332,11 +355,12 @@ class Nvml:
 
     def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
         self._ask(handle)
-        return f"GPU-0000-{handle:02d}"
+        number, index = divmod(handle, _SLICE)
+        return f"MIG-0000-{index:02d}-{number - 1}" if number else f"GPU-0000-{handle:02d}"
 
     def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
         self._ask(handle)
-        return "NVIDIA H200"
+        return "NVIDIA H200 MIG" if handle >= _SLICE else "NVIDIA H200"
 
 
 class Topics:

@@ -11,7 +11,10 @@ import pynvml
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """One device that answers. `used_by` holds bytes by process id, as far as the driver tells."""
+    """One device that answers, or one MIG slice of it: to a job a slice is a device of its own.
+
+    `used_by` holds bytes by process id, as far as the driver tells. `slice_index` is None for a whole device.
+    """
 
     index: int
     uuid: str
@@ -20,11 +23,13 @@ class Gpu:
     free_bytes: int
     busy_percent: int = 0
     used_by: Mapping[int, int] = field(default_factory=dict)
+    slice_index: int | None = None
 
     @property
     def label(self) -> str:
         """For people and for `JobStarted`."""
-        return f"cuda:{self.index} {self.name}"
+        place = "" if self.slice_index is None else f"/{self.slice_index}"
+        return f"cuda:{self.index}{place} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ def survey(nvml: Any = pynvml, *, visible: str | None = None) -> Survey:
     try:
         for index in range(nvml.nvmlDeviceGetCount()):
             try:
-                gpus.append(_ask(nvml, index))
+                gpus.extend(_ask(nvml, index))
             except nvml.NVMLError as error:
                 faults.append(f"GPU {index}: {error}")
     except nvml.NVMLError as error:
@@ -64,8 +69,26 @@ def survey(nvml: Any = pynvml, *, visible: str | None = None) -> Survey:
     return Survey(tuple(gpu for gpu in gpus if _is_visible(gpu, visible)), tuple(faults))
 
 
-def _ask(nvml: Any, index: int) -> Gpu:
+def _ask(nvml: Any, index: int) -> list[Gpu]:
+    """The device, or the slices that it is cut into: as a whole it runs nothing then."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    try:
+        is_cut, _ = nvml.nvmlDeviceGetMigMode(handle)
+    except nvml.NVMLError:
+        is_cut = False  # most devices cannot be cut
+    if not is_cut:
+        return [_describe(nvml, handle, index, None)]
+    slices: list[Gpu] = []
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+        except nvml.NVMLError:
+            continue  # fewer slices are set than could be
+        slices.append(_describe(nvml, part, index, number))
+    return slices
+
+
+def _describe(nvml: Any, handle: Any, index: int, slice_index: int | None) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     try:
         busy_percent = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
@@ -77,6 +100,7 @@ def _ask(nvml: Any, index: int) -> Gpu:
         processes = []
     return Gpu(
         index=index,
+        slice_index=slice_index,
         uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
         name=_text(nvml.nvmlDeviceGetName(handle)),
         total_bytes=int(memory.total),
@@ -94,6 +118,6 @@ def _is_visible(gpu: Gpu, visible: str | None) -> bool:
     if visible is None:
         return True
     for each in (part.strip() for part in visible.split(",")):
-        if each == str(gpu.index) or (each.startswith("GPU-") and gpu.uuid.startswith(each)):
+        if each == str(gpu.index) or (each.startswith(("GPU-", "MIG-")) and gpu.uuid.startswith(each)):
             return True
     return False

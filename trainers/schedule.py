@@ -249,7 +249,8 @@ def _victims(
 
     def fits(without: Sequence[Running]) -> bool:
         gone = [*(each for each in running if each.leaving), *without]
-        left = [each for each in stay if each not in without]
+        names = {each.job_id for each in without}
+        left = [each for each in stay if each.job_id not in names]
         return _fits(job, _freed(gpus, gone), left, host, terms)
 
     if not weaker or fits(()) or not fits(weaker):
@@ -276,7 +277,10 @@ def _freed(gpus: Sequence[Gpu], gone: Sequence[Running]) -> list[Gpu]:
     """The devices once those jobs are gone from them."""
     freed: list[Gpu] = []
     for gpu in gpus:
-        pids = {each.pid for each in gone if gpu.uuid in each.gpu_uuids and each.pid}
+        pids = {each.pid for each in gone if gpu.uuid in each.gpu_uuids} & gpu.used_by.keys()
+        if not pids:
+            freed.append(gpu)
+            continue
         back = sum(size for pid, size in gpu.used_by.items() if pid in pids)
         left = {pid: size for pid, size in gpu.used_by.items() if pid not in pids}
         freed.append(replace(gpu, free_bytes=min(gpu.total_bytes, gpu.free_bytes + back), used_by=left))

@@ -14,7 +14,7 @@ from rich.table import Table
 from infra.command.app import answers, app, console, settings
 
 bench = typer.Typer(
-    name="bench", help="Measure: ingest beside its peers, faults, drift.", no_args_is_help=True
+    name="bench", help="Measure: ingest beside its peers, faults, drift, jobs.", no_args_is_help=True
 )
 app.add_typer(bench)
 
@@ -142,4 +142,57 @@ def faults(
     if as_json:
         print(json.dumps(report.as_json()))
     if not report.holds():
+        raise typer.Exit(1)
+
+
+@bench.command()
+def jobs(
+    queued: Annotated[
+        int, typer.Option(min=0, help="Jobs in the queue, to time the schedule; 0: not.")
+    ] = 1000,
+    starts: Annotated[int, typer.Option(min=0, help="Jobs one after another, to time the start.")] = 30,
+    at_once: Annotated[int, typer.Option(min=0, help="Jobs at once, to see how fair it is.")] = 20,
+    kinds: Annotated[int, typer.Option(min=1, help="Models that those are of.")] = 4,
+    kills: Annotated[int, typer.Option(min=0, help="kill -9 of trainer and jobs.")] = 20,
+    slots: Annotated[int, typer.Option(min=1, help="Jobs side by side.")] = 2,
+    seed: Annotated[int, typer.Option(help="When and what is killed depends on it.")] = 0,
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """What the schedule costs, how soon a job starts, whether kinds of jobs starve, what kills change."""
+    import asyncio
+
+    from infra import atomic_file
+    from loadtest.ingest.result import now
+    from loadtest.jobs.run import measure
+
+    configured = settings()
+    with console.status("") as status:
+        found = asyncio.run(
+            measure(
+                cache_dir=configured.cache_dir,
+                queued=queued,
+                starts=starts,
+                jobs=at_once,
+                kinds=kinds,
+                kill=kills,
+                slots=slots,
+                seed=seed,
+                said=status.update,
+            )
+        )
+    file = (to or configured.paths.home / "bench") / f"jobs-{now():%Y-%m-%dT%H%M%S}.json"
+    atomic_file.write_text(file, json.dumps(found, indent=2))
+    if as_json:
+        print(json.dumps(found))
+    else:
+        answers.print_json(data=found)
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    bad = (
+        "without_a_model",
+        "ended_more_than_once",
+        "other_weights_than_undisturbed",
+        "doubled_model_events",
+    )
+    if any(found.get("kills", {}).get(name) for name in bad):
         raise typer.Exit(1)

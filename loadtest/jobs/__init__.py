@@ -1,0 +1,1 @@
+"""How fast, how fair and how sure jobs are run: `tidemill bench jobs`."""
