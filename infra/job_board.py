@@ -72,6 +72,7 @@ class Job:
     scores: dict[str, float] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
     log_tail: str = ""
+    same_as: str = ""
     curve: list[Point] = field(default_factory=list)
 
     @property
@@ -169,6 +170,7 @@ class Board:
                 job.state, job.ended_ms, job.reason = "skipped", at_ms, event.reason
             case JobAnswered():
                 job.state, job.ended_ms, job.reason = "answered", at_ms, f"as {event.earlier_job_id}"
+                job.same_as = event.earlier_job_id
             case JobMerged():
                 job.state, job.ended_ms, job.reason = "merged", at_ms, f"into {event.into_job_id}"
             case _:

@@ -155,8 +155,6 @@ class Trainer(_Section):
     """A trainer."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    standby: NonNegativeInt = 1
-    """Warm processes, torch imported, that wait for a job."""
     cpu_slots: PositiveInt | None = None
     """Jobs that may train on the CPU at once; unset: as many as its cores and memory carry."""
     threads_per_job: PositiveInt = 1

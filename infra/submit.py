@@ -98,7 +98,7 @@ def connected(settings: Settings) -> Connection:
 
 async def announce(connection: Connection, events: Sequence[Announcement]) -> None:
     """Put events on the job topic; on return the cluster holds them all."""
-    await ensure((topics.JOBS,), connection)
+    await ensure((topics.JOBS, topics.MODELS), connection)
     producer = AIOKafkaProducer(**connection.client_arguments(), enable_idempotence=True, acks="all")
     await producer.start()
     try:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import msgspec
+from collections.abc import Sequence
 
 from schemas.errors import InvalidConfiguration
 from schemas.job import Experiment
@@ -16,15 +13,11 @@ from streams.training import job_for
 from streams.window import Sliding
 
 
-def experiment_now(
-    loaded: Loaded, closed: Sequence[WindowClosed], *, params: Mapping[str, Any], seed: int | None
-) -> Experiment:
+def experiment_now(loaded: Loaded, closed: Sequence[WindowClosed]) -> Experiment:
     """The experiment that a yes on the newest closed window would ask for.
 
     Args:
         closed: windows as the topic has them, of any pipeline.
-        params: over those that the pipeline declares.
-        seed: instead of the declared one.
 
     Raises:
         InvalidConfiguration: the pipeline trains nothing, or no window of it has closed.
@@ -47,7 +40,7 @@ def experiment_now(
         ended = [start_ms for until_ms, start_ms in spans if until_ms <= end_ms]
         return ended[max(0, len(ended) - count)] if ended else end_ms
 
-    job = job_for(
+    return job_for(
         pipeline.train,
         pipeline.publish_when,
         max(mine, key=lambda window: (window.window.end_ms, window.dataset_version)),
@@ -56,9 +49,4 @@ def experiment_now(
         decision_id="",
         configuration_sha256=loaded.sha256,
         requested_ms=0,
-    )
-    return msgspec.structs.replace(
-        job.experiment,
-        params={**job.experiment.params, **params},
-        seed=job.experiment.seed if seed is None else seed,
-    )
+    ).experiment

@@ -67,7 +67,7 @@ def train(ctx):
     model.to(ctx.device)
     inputs = [t.to(ctx.device) for t in model.encode(ctx.rows.to_dict(as_series=True))]
     truth = ctx.labels().to(ctx.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=float(ctx.params.get("rate", 0.02)))
     steps = int(ctx.params.get("steps", 60))
     for step in range(steps):
         loss = torch.nn.functional.binary_cross_entropy_with_logits(model(*inputs), truth)

@@ -217,8 +217,8 @@ def train(
     from infra.submit import ended, submit
 
     configured = settings()
-    wanted = _from_file(experiment) if experiment else _from_pipeline(pipeline, _given(param or []), seed)
-    job = asyncio.run(submit(configured, wanted, priority=priority, why=why or "asked for by a person"))
+    asked = wanted(pipeline, experiment, given(param or []), seed)
+    job = asyncio.run(submit(configured, asked, priority=priority, why=why or "asked for by a person"))
     console.print(f"asked for {job.job_id}", highlight=False)
     if not wait:
         if as_json:
@@ -235,6 +235,18 @@ def train(
         raise typer.Exit(1)
 
 
+def wanted(named: str | None, file: Path | None, params: dict[str, Any], seed: int | None) -> Experiment:
+    """The experiment of a file, or of a pipeline's newest window, with parameters over its own.
+
+    Raises:
+        InvalidConfiguration: there is none, or no such pipeline.
+    """
+    found = _from_pipeline(named) if file is None else _from_file(file)
+    return msgspec.structs.replace(
+        found, params={**found.params, **params}, seed=found.seed if seed is None else seed
+    )
+
+
 def _from_file(file: Path) -> Experiment:
     try:
         content = typer.get_binary_stream("stdin").read() if str(file) == "-" else file.read_bytes()
@@ -245,7 +257,7 @@ def _from_file(file: Path) -> Experiment:
         raise InvalidConfiguration(f"{file} is no experiment: {error}; see schemas.job.Experiment") from error
 
 
-def _from_pipeline(named: str | None, params: dict[str, Any], seed: int | None) -> Experiment:
+def _from_pipeline(named: str | None) -> Experiment:
     from infra.kafka.read import read_to_end
     from infra.submit import connected
     from schemas.envelope import NotAnAnnouncement, open_record, unwrap
@@ -266,20 +278,25 @@ def _from_pipeline(named: str | None, params: dict[str, Any], seed: int | None) 
                     found.append(event)
         return found
 
-    return experiment_now(loaded, asyncio.run(windows()), params=params, seed=seed)
+    return experiment_now(loaded, asyncio.run(windows()))
 
 
-def _given(params: Sequence[str]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
+def given(params: Sequence[str]) -> dict[str, Any]:
+    """Parameters as they are written on the command line, name=value, the value JSON or text.
+
+    Raises:
+        InvalidConfiguration: one is not written so.
+    """
+    found: dict[str, Any] = {}
     for each in params:
         name, sign, value = each.partition("=")
         if not sign or not name:
             raise InvalidConfiguration(f"--param {each!r}: write name=value")
         try:
-            given[name] = json.loads(value)
+            found[name] = json.loads(value)
         except json.JSONDecodeError:
-            given[name] = value
-    return given
+            found[name] = value
+    return found
 
 
 def _seconds(seconds: float) -> str:

@@ -10,6 +10,7 @@ from infra.command import (
     commands,  # noqa: F401
     jobs,  # noqa: F401
     lineage,  # noqa: F401
+    sweep,  # noqa: F401
     why,  # noqa: F401
 )
 from infra.command.app import app, console

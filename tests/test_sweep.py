@@ -1,0 +1,194 @@
+"""Configurations are tried as jobs, the best is judged by the gate, and a kill changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import optuna
+import pytest
+
+from infra.job_board import Job, Point
+from infra.kafka import EmbeddedBroker
+from infra.kafka.connection import Connection
+from infra.kafka.topics import ensure
+from schemas.errors import InvalidConfiguration
+from schemas.job import Experiment, JobFailed, JobRequested, JobSucceeded
+from tests.trainer_fixtures import (
+    Topics,
+    TrainerProcess,
+    a_job,
+    experiment,
+    write_dataset,
+    write_model_code,
+)
+from trainers.bulletin import FOLLOWED
+from trainers.sweep import Choice, Range, Sweep, best_params, declared, is_hopeless, study_of
+
+
+def test_a_space_is_read_as_a_person_writes_it() -> None:
+    assert declared(["rate=log:1e-4..1e-1", "epochs=1..8", "hidden=[[64], [128, 64]]", "drop=0.0..0.5"]) == {
+        "rate": Range(1e-4, 1e-1, log=True),
+        "epochs": Range(1, 8),
+        "hidden": Choice(([64], [128, 64])),
+        "drop": Range(0.0, 0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("rate", "write name=low..high"),
+        ("rate=1e-4", "neither low..high"),
+        ("rate=2..1", "the low one first"),
+        ("rate=log:0..1", "above 0"),
+        ("hidden=[1]", "two values"),
+        ('rate="a".."b"', "are numbers"),
+        ("hidden=[1,", "--vary"),
+    ],
+)
+def test_a_space_that_cannot_be_read_is_told_so(said: str, reason: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=reason):
+        declared([said])
+    with pytest.raises(InvalidConfiguration, match="name what to vary"):
+        declared([])
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Experiment:
+    return experiment(tmp_path / "dataset", "good:train", "swept")
+
+
+def test_every_trial_lies_in_the_space_and_a_study_is_not_taken_for_another(
+    base: Experiment, tmp_path: Path
+) -> None:
+    space = declared(["rate=log:1e-4..1e-1", "epochs=1..8", "hidden=[[64], [128, 64]]"])
+    sweep = Sweep(name="s", base=base, space=space)
+    study = study_of(sweep, tmp_path)
+    for _ in range(20):
+        trial = study.ask()
+        values = {name: kind.suggest(trial, name) for name, kind in space.items()}
+        assert 1e-4 <= values["rate"] <= 1e-1
+        assert values["epochs"] in range(1, 9)
+        assert values["hidden"] in ([64], [128, 64])
+        study.tell(trial, values["rate"])
+    assert best_params(study, sweep)["hidden"] in ([64], [128, 64])
+    again = study_of(sweep, tmp_path)
+    assert len(again.trials) == 20
+    other = msgspec.structs.replace(base, seed=99)
+    with pytest.raises(InvalidConfiguration, match="another --name"):
+        study_of(Sweep(name="s", base=other, space=space), tmp_path)
+    with pytest.raises(InvalidConfiguration, match="another"):
+        study_of(Sweep(name="s", base=base, space=space, measure="log_loss"), tmp_path)
+
+
+def test_of_trials_that_reach_a_rung_one_in_three_goes_on(base: Experiment, tmp_path: Path) -> None:
+    sweep = Sweep(name="h", base=base, space=declared(["rate=0.0..1.0"]))
+    study = study_of(sweep, tmp_path)
+    stopped = []
+    for number, loss in enumerate([0.5, 0.4, 0.3, 0.9, 0.8, 0.2]):
+        trial = study.ask()
+        job = Job(sweep.job_id(number), state="running", attempt=1)
+        job.curve.append(Point(1, 5, 100, {"loss": loss}, 0))
+        assert not is_hopeless(trial, job, sweep)  # too early to say
+        job.curve.append(Point(1, 12, 100, {"loss": loss}, 0))
+        if is_hopeless(trial, job, sweep):
+            stopped.append(loss)
+        # What has no such metric, or is not to be watched, is never stopped.
+        assert not is_hopeless(trial, job, replace(sweep, watch="accuracy"))
+        assert not is_hopeless(trial, job, replace(sweep, watch=""))
+    assert 0.9 in stopped
+    assert 0.8 in stopped
+    assert 0.2 not in stopped
+
+
+def test_a_sweep_in_which_every_trial_failed_says_why(base: Experiment, tmp_path: Path) -> None:
+    sweep = Sweep(name="f", base=base, space=declared(["steps=1..9"]))
+    study = study_of(sweep, tmp_path)
+    trial = study.ask()
+    trial.set_user_attr("reason", "no luck today")
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    with pytest.raises(InvalidConfiguration, match="no luck today"):
+        best_params(study, sweep)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def broker(folder: Path) -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(folder / "kafka") as broker:
+        asyncio.run(ensure(FOLLOWED, Connection(bootstrap_servers=broker.bootstrap_servers)))
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def trainer(folder: Path, broker: EmbeddedBroker) -> Iterator[TrainerProcess]:
+    write_dataset(folder / "dataset")
+    code = write_model_code(folder / "code")
+    settings = {"TIDEMILL_TRAINER__CPU_SLOTS": "2"}
+    trainer = TrainerProcess(folder / "home", broker.bootstrap_servers, code, **settings)
+    trainer.start()
+    yield trainer
+    trainer.stop()
+
+
+async def test_a_sweep_that_is_killed_goes_on_and_its_best_trial_is_judged_as_any_challenger(
+    trainer: TrainerProcess, broker: EmbeddedBroker, folder: Path, tmp_path: Path
+) -> None:
+    wanted = tmp_path / "experiment.json"
+    base = experiment(folder / "dataset", "good:train", "swept", params={"steps": 40})
+    wanted.write_bytes(msgspec.json.encode(base))
+    picture = tmp_path / "trials.png"
+    command = [
+        sys.executable, "-m", "infra.command", "sweep", "--experiment", str(wanted), "--name", "wide",
+        "--vary", "rate=log:1e-5..1e-1", "--trials", "6", "--parallel", "2", "--plot", str(picture), "--json",
+    ]  # fmt: skip
+
+    def begin() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, env=trainer.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    async with Topics(broker.bootstrap_servers) as seen:
+        ready = a_job(folder / "dataset", "good:train", "ready")
+        await seen.ask(ready)
+        await seen.one(ready, JobSucceeded)
+        first = begin()
+        await seen.until(
+            lambda: any(isinstance(e, JobRequested) and "wide" in e.job_id for _, _, e in seen.events)
+        )
+        os.kill(first.pid, signal.SIGKILL)
+        await asyncio.to_thread(first.communicate)
+        out, err = await asyncio.to_thread(begin().communicate, timeout=150)
+        answer = json.loads(out.splitlines()[-1]) if out else pytest.fail(err)
+        await seen.until(lambda: any("wide-best" in i for _, i, _ in seen.events))
+        assert len(answer["trials"]) == 6
+        scored = [t for t in answer["trials"] if t["state"] == "complete"]
+        assert answer["value"] == max(t["value"] for t in scored)
+        assert {t["state"] for t in answer["trials"]} <= {"complete", "pruned"}
+        assert answer["challenger"]["state"] == "published"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+        requested = [e for _, _, e in seen.events if isinstance(e, JobRequested) and "wide-t" in e.job_id]
+        rates = {e.experiment.params["rate"] for e in requested}
+        assert len({e.job_id for e in requested}) == len(rates) == 6
+        assert all(e.experiment.purpose == "trial" and e.priority == -1 for e in requested)
+        ends = Counter(
+            e.job_id
+            for _, _, e in seen.events
+            if isinstance(e, JobSucceeded | JobFailed) and "wide-t" in e.job_id
+        )
+        assert set(ends.values()) == {1}
+        assert len(ends) == 6
