@@ -146,6 +146,8 @@ class Worker(_Section):
     """How long a batch that is not full waits for more."""
     idle_timeout_ms: PositiveInt = 30_000
     """A partition silent for so long holds no window open any more."""
+    metadata_max_age_ms: PositiveInt = 30_000
+    """How soon partitions that were added to a topic are noticed."""
     polars_threads: PositiveInt = 2
     web_port: Port | None = None
     """Faust's web server on the loopback interface; unset: none."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from .alert import AlertRaised
 from .contract import Announcement
 from .dead_letter import DeadLetter
 from .decision import Decision, Evaluation
@@ -173,6 +174,21 @@ _MANIFEST = Manifest(
 )
 
 _ALL: tuple[Announcement, ...] = (
+    AlertRaised(
+        pipeline="flights",
+        kind="records_expired",
+        topic="flights.scheduled",
+        partition=2,
+        stands_at=48_210,
+        first=52_000,
+        end=61_344,
+        detail="flights.scheduled/2: the ledger stands at offset 48210, but the topic begins at 52000: "
+        "3790 records expired unread",
+        choices=[
+            "go on without them: `tidemill dataset accept-gap --topic flights.scheduled --partition 2`",
+            "give the pipeline a new name to begin with what is there",
+        ],
+    ),
     DeadLetter(
         pipeline="flights",
         topic="flights.scheduled",

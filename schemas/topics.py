@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import dead_letter, decision, job, model, prediction, profile, raw, window
+from . import alert, dead_letter, decision, job, model, prediction, profile, raw, window
 from .contract import Announcement
 from .examples import example_of
 
@@ -198,6 +198,14 @@ DEAD_LETTERS = _announced(
     retention_days=30,
     max_bytes=16_777_216,
 )
+ALERTS = _announced(
+    "tidemill.alerts",
+    "What no worker may decide alone: it has stopped, and says which choices a person has.",
+    alert.AlertRaised,
+    producer="stream worker",
+    consumers=("engineers",),
+    key="pipeline",
+)
 FEATURES = Topic(
     name="tidemill.features",
     purpose="Feature rows that are ready to be predicted on, one Arrow IPC stream a record.",
@@ -292,6 +300,7 @@ TOPICS: tuple[Topic, ...] = (
     FLIGHTS_ARRIVED,
     WEATHER_HOURLY,
     DEAD_LETTERS,
+    ALERTS,
     FEATURES,
     WINDOWS,
     PROFILES,

@@ -17,6 +17,7 @@ from infra.kafka.connection import Connection, connect_to
 from infra.settings_model import Settings
 from streams.check import refuse_mistakes
 from streams.load import Loaded, load_pipeline
+from streams.positions import PositionLost
 from streams.schema_registry import writers_for
 from streams.transport import FrameTopic, register
 from streams.worker import StreamWorker
@@ -38,6 +39,10 @@ class StreamApp(faust.App):
         """Asked by the frame consumer at each assignment: the ledger's positions."""
         self.worker.consumer = self.consumer  # type: ignore[assignment]  # a FrameConsumer
         return await self.worker.positions(assigned)
+
+    async def position_lost(self, lost: PositionLost) -> None:
+        """Told by the frame consumer, just before it stops: what lay at a position is gone."""
+        await self.worker.alert(lost)
 
     def nothing_assigned(self) -> None:
         """Told by the frame consumer: other workers have all partitions."""
@@ -75,6 +80,7 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
         broker_commit_interval=1.0,
         consumer_group_instance_id=options.member,
         consumer_max_fetch_size=_FETCH_BYTES,
+        consumer_metadata_max_age_ms=options.metadata_max_age_ms,
         stream_buffer_maxsize=_BUFFERED_FRAMES,
         topic_disable_leader=True,
         topic_allow_declare=False,

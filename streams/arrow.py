@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Sequence
 
 import polars as pl
@@ -11,12 +10,10 @@ from polars.exceptions import PanicException
 
 from schemas.dead_letter import Reason
 from schemas.errors import Rejected
+from streams.arrow_walk import Damaged, check_lengths
 from streams.columns import Column
 
 OVERFLOW = "_overflow"
-_CONTINUES = 0xFFFFFFFF
-# Tables of a FlatBuffers `Message`: version, header type, header, body length.
-_BODY_LENGTH_SLOT = 4 + 2 * 3
 
 
 class NotRows(Rejected):
@@ -39,12 +36,11 @@ def read_rows(value: bytes, columns: Sequence[Column], *, unknown_columns: bool 
     Raises:
         NotRows: it is no whole Arrow stream, or its columns are not the contract's.
     """
-    if not ends_as_it_should(value):
-        raise NotRows(
-            "malformed", "value", "no whole Arrow IPC stream: it must end with its end-of-stream mark"
-        )
     try:
+        check_lengths(value)
         table = pl.read_ipc_stream(io.BytesIO(value))
+    except Damaged as error:
+        raise NotRows("malformed", "value", str(error)) from error
     except (Exception, PanicException) as error:  # the reader raises what its Rust parts raise
         raise NotRows("malformed", "value", f"no Arrow IPC stream: {_first_line(error)}") from error
     return conform(table, columns, unknown_columns=unknown_columns)
@@ -92,42 +88,6 @@ def _holds(column: Column, found: pl.DataType) -> bool:
     if column.dtype == pl.String:
         return found in (pl.String, pl.Categorical, pl.Enum)
     return found == column.dtype
-
-
-def ends_as_it_should(value: bytes) -> bool:
-    """Walk the stream's messages: the end-of-stream mark must come last, and nothing after it.
-
-    A reader takes a stream that was cut between two messages for a shorter one, and ignores what follows
-    the mark: either way rows would be gone without a word.
-    """
-    at, end = 0, len(value)
-    try:
-        while True:
-            mark, metadata_bytes = struct.unpack_from("<Ii", value, at)
-            if mark != _CONTINUES or metadata_bytes < 0:
-                return False
-            at += 8
-            if metadata_bytes == 0:
-                return at == end
-            at += metadata_bytes + _body_length(value, at)
-    except struct.error:
-        return False
-
-
-def _body_length(value: bytes, at: int) -> int:
-    """Length of the body that follows the message whose metadata begin there."""
-    table = at + struct.unpack_from("<I", value, at)[0]
-    slots = table - struct.unpack_from("<i", value, table)[0]
-    (slots_bytes,) = struct.unpack_from("<H", value, slots)
-    if slots_bytes <= _BODY_LENGTH_SLOT:
-        return 0
-    (offset,) = struct.unpack_from("<H", value, slots + _BODY_LENGTH_SLOT)
-    if offset == 0:
-        return 0
-    (length,) = struct.unpack_from("<q", value, table + offset)
-    if length < 0:
-        raise struct.error("negative body length")
-    return length
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from streams.ledger import make_durable
 from streams.log import is_committed, read_commit, recall
 from streams.outbox import Outbox, standing
 from streams.pipeline import Pipeline
-from streams.positions import PositionLost
+from streams.positions import replaced
 from streams.profiling import beginning
 
 log = structlog.get_logger(__name__)
@@ -114,11 +114,7 @@ class Herald:
         dataset = Dataset(self.uri)
         newest = await asyncio.to_thread(dataset.newest_version)
         if stands.version > newest:
-            raise PositionLost(
-                f"pipeline {self.pipeline.name} has announced dataset version {stands.version}, but the "
-                f"dataset at {self.uri} ends at {newest}: it is not the one that was announced; "
-                "restore it, or run the pipeline under a new name"
-            )
+            raise replaced(self.pipeline.name, self.uri, stands.version, newest)
         # The newest version that the topics know may have gone out in part: it is announced again, without
         # the ids that are there.
         progress = await asyncio.to_thread(

@@ -35,7 +35,7 @@ from streams.ingest import Ingest, Prepared, dataset_schema
 from streams.ledger import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
 from streams.outbox import Outbox, letters_since
 from streams.pipeline import Pipeline
-from streams.positions import check_position
+from streams.positions import PositionLost, check_position, partition_gone
 from streams.queue import Arrived, FrameQueue
 from streams.transport.frame import Frame
 
@@ -48,6 +48,10 @@ _SEEK_AGAIN_S = 2.0
 _STALLED_S = 3.0
 # How long a worker that ends waits for commits and announcements in flight.
 _LAST_WORK_S = 10.0
+# How often the topics' partitions are looked at, and how long one must be gone before that is believed.
+_COUNT_S = 3.0
+_GONE_S = 10.0
+_ALERT_S = 10.0
 
 
 class Consumer(Protocol):
@@ -110,6 +114,8 @@ class StreamWorker:
         self._sought_at: dict[Partition, float] = {}
         self._heard_at: dict[Partition, float] = {}
         self._known_letters: set[str] = set()
+        self._counted_at = 0.0
+        self._gone_since: dict[Partition, float] = {}
         self._stopping = asyncio.Event()
         self._let_all_go = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -147,8 +153,21 @@ class StreamWorker:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
+            if isinstance(error, PositionLost):
+                await self.alert(error)
             if not self._stopping.is_set():
                 await self._crash(error)
+
+    async def alert(self, lost: PositionLost) -> None:
+        """Say on the alerts' topic what only a person can decide. The worker stops either way."""
+        alert = lost.alert(self.pipeline.name)
+        now_ms = self._now_ms()
+        envelope = wrap(alert, source=f"/tidemill/{self.pipeline.name}", time_ms=now_ms)
+        try:
+            async with asyncio.timeout(_ALERT_S):
+                await self._outbox.publish([Announced(topics.ALERTS.name, envelope)])
+        except Exception as error:  # the log has it in any case
+            log.error("the alert could not be published", alert=alert.event_id(), error=str(error))
 
     def stopping(self) -> None:
         """The end is near: a commit that cannot be written is not waited for any more.
@@ -183,6 +202,22 @@ class StreamWorker:
         Raises:
             PositionLost: the ledger's position is not within what the cluster has. Nothing is reset silently.
         """
+        try:
+            starts = await self._take_positions(assigned)
+        except PositionLost as lost:
+            await self.alert(lost)
+            raise
+        self._known_letters = await letters_since(
+            self.connection, self.pipeline.name, self._expected, most=self.options.batch_rows
+        )
+        if (self.pipeline.source.topic, 0) in self._expected:
+            self._herald.lead()
+        else:
+            self._herald.fall_silent()
+        return starts
+
+    async def _take_positions(self, assigned: Set[TP]) -> dict[TP, int]:
+        await self._count_partitions()
         async with self._ledger_lock:
             await asyncio.to_thread(self._ledger.refresh)
             # Asked after the ledger: another worker may be moving on, and the end must not be the older.
@@ -197,14 +232,27 @@ class StreamWorker:
             self._partitions |= self._expected.keys()
             self._stand_by_ledger()
             await asyncio.to_thread(self._ingest.recall)
-        self._known_letters = await letters_since(
-            self.connection, self.pipeline.name, self._expected, most=self.options.batch_rows
-        )
-        if (self.pipeline.source.topic, 0) in self._expected:
-            self._herald.lead()
-        else:
-            self._herald.fall_silent()
         return starts
+
+    async def _count_partitions(self) -> None:
+        """Partitions that were added count for the watermark, whoever reads them. One may also be gone.
+
+        Raises:
+            PositionLost: a partition that was read has been gone for a while.
+        """
+        if not await self._producer.client.force_metadata_update():
+            return  # the cluster is away
+        self._counted_at = time.monotonic()
+        for topic in self.pipeline.sources():
+            there = {(topic, n) for n in self._producer.client.cluster.partitions_for_topic(topic) or ()}
+            missing = {p for p in self._partitions if p[0] == topic} - there
+            self._partitions |= there
+            self._gone_since = {p: s for p, s in self._gone_since.items() if p not in there}
+            for partition in sorted(missing):
+                at = self._ledger.position(partition)
+                gone_s = time.monotonic() - self._gone_since.setdefault(partition, time.monotonic())
+                if at is not None and gone_s > _GONE_S:
+                    raise partition_gone(*partition, at)
 
     def release(self) -> None:
         """Nothing is assigned to this worker: others have it all."""
@@ -266,6 +314,8 @@ class StreamWorker:
         while True:
             await asyncio.sleep(min(idle_s / 4, 1.0))
             now = time.monotonic()
+            if now - self._counted_at > _COUNT_S:
+                await self._count_partitions()
             silent_s = {p: now - self._heard_at.get(p, now) for p in self._expected}
             stalled = [p for p, for_s in silent_s.items() if for_s > _STALLED_S and not self._queue.is_full()]
             for partition in stalled:

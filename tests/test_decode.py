@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import msgspec
@@ -375,6 +376,23 @@ def test_no_damage_to_an_arrow_record_stops_the_decoder(flips: list[tuple[int, i
     decoded = arrow(table({"id": "before"}), bytes(damaged))
     assert decoded.rows.get_column("id").to_list()[0] == "before"
     assert decoded.events == decoded.rows.height + len(decoded.refused)
+
+
+@pytest.mark.parametrize("compression", ["uncompressed", "lz4", "zstd"])
+def test_a_length_that_no_memory_holds_is_refused_before_the_reader_believes_it(compression: str) -> None:
+    """Rust ends the process where it cannot allocate: one such record would have killed all workers."""
+    sink = io.BytesIO()
+    rows = table({"id": "a"}, {"id": "b", "note": "of more bytes than a view holds inline"})
+    rows.write_ipc_stream(sink, compression=compression)
+    whole = sink.getvalue()
+    assert arrow(whole).rows.height == 2
+    refused = 0
+    for at in range(0, len(whole) - 8, 8):
+        for huge in (2**57 + 2, 2**62, -(2**63)):
+            decoded = arrow(whole[:at] + huge.to_bytes(8, "little", signed=True) + whole[at + 8 :])
+            assert decoded.events >= 1
+            refused += len(decoded.refused)
+    assert refused > 100
 
 
 # ── both ────────────────────────────────────────────────────────────────────────────────────────────

@@ -196,3 +196,27 @@ def jobs(
     )
     if any(found.get("kills", {}).get(name) for name in bad):
         raise typer.Exit(1)
+
+
+@bench.command()
+def fuzz(
+    records: Annotated[int, typer.Option(min=1, help="Records that are hard to read.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same records.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Feed the decoders with damaged, deep, huge and mistaken records; account for each of them."""
+    from loadtest.faults.fuzz import fuzz as feed
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("taking in", total=records)
+        fuzzed = feed(records, seed=seed, progress=lambda count: bar.advance(task, count))
+    said = fuzzed.as_json()
+    for name in ("records", "rows", "letters", "dropped", "crashes", "stalls", "unaccounted"):
+        console.print(f"{name}: {said[name]:,}")
+    console.print(f"slowest batch: {fuzzed.slowest_ms:.0f} ms of the processor; {fuzzed.took_s:.0f} s in all")
+    for line in fuzzed.wrong[:20]:
+        console.print(f"[red]{line}[/]", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(said))
+    if not fuzzed.holds():
+        raise typer.Exit(1)

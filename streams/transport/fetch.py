@@ -7,8 +7,9 @@ and seek tests run whenever a pin moves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import aiokafka
@@ -23,13 +24,14 @@ from faust.transport.drivers.aiokafka import (
 )
 from faust.types import TP
 
-from streams.positions import PositionLost
+from streams.positions import PositionLost, expired, made_anew
 from streams.transport.frame import Frame, read_frame
 
 # Faust waits 1.5 s for a fetch to fill; a record should not wait for company.
 FETCH_MAX_WAIT_MS = 100
 _COMMIT_S = 5.0
 _STOP_S = 10.0
+_ASK_S = 5.0
 
 
 class FrameFetchThread(AIOKafkaConsumerThread):
@@ -120,14 +122,23 @@ class FrameFetchThread(AIOKafkaConsumerThread):
                 self.next_offsets[TP(*tp)] = offset
 
     async def bounds(self, partitions: set[TP]) -> dict[TP, tuple[int, int]]:
-        """First and end offset of each partition, as the broker has them now."""
+        """First and end offset of each partition that there is, as the broker has them now."""
         return await self.call_thread(self._bounds, partitions)
 
     async def _bounds(self, partitions: set[TP]) -> dict[TP, tuple[int, int]]:
         consumer = self._ensure_consumer()
         wanted = [TopicPartition(*tp) for tp in partitions]
-        first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
-        return {TP(tp.topic, tp.partition): (first[tp], end[tp]) for tp in wanted}
+        while wanted:
+            # Of a topic that was deleted aiokafka asks until its request times out, and whoever waits for the
+            # ledger meanwhile waits with it.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ASK_S):
+                    first, end = await asyncio.gather(
+                        consumer.beginning_offsets(wanted), consumer.end_offsets(wanted)
+                    )
+                    return {TP(tp.topic, tp.partition): (first[tp], end[tp]) for tp in wanted}
+            wanted = [tp for tp in wanted if tp.partition in (consumer.partitions_for_topic(tp.topic) or ())]
+        return {}
 
     async def _fetch_records(self, consumer, active_partitions, timeout=None, max_records=None):  # noqa: ARG002, ASYNC109
         if not self.consumer.flow_active:
@@ -141,7 +152,13 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             return {}
         with fetcher._subscriptions.fetch_context():
             drained = await _drain(fetcher, wanted, timeout or 0.0)
-        return {tp: frames for tp, frames in drained.items() if self._goes_on(tp, frames)}
+        try:
+            return {tp: frames for tp, frames in drained.items() if self._goes_on(tp, frames)}
+        except PositionLost as lost:
+            # The producer that says so lives on the other loop.
+            say: Coroutine[Any, Any, None] = self.app.position_lost(lost)  # type: ignore[attr-defined]
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(say, self.parent_loop))
+            raise
 
     def _goes_on(self, tp: TP, frames: list[Frame]) -> bool:
         """Whether these frames are where reading stood; what comes before the first seek is nobody's.
@@ -154,11 +171,8 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             if at is None:
                 return False
             if frame.first != at:
-                raise PositionLost(
-                    f"{tp.topic}/{tp.partition}: reading stood at offset {at} and was thrown to "
-                    f"{frame.first}: the records there expired unread, or the topic was made anew; "
-                    "give the pipeline a new name to begin with what is there"
-                )
+                what = expired if frame.first > at else made_anew
+                raise what(tp.topic, tp.partition, at, first=frame.first, end=frame.next)
             self.next_offsets[tp] = frame.next
         return True
 
