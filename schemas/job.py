@@ -34,7 +34,10 @@ class Resources(Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gpus: Annotated[int, Meta(ge=0, description="whole devices; 0: a share of one")] = 0
     gpu_memory_bytes: Annotated[int, Meta(ge=0)] = 2 * 2**30
-    cpus: Annotated[int, Meta(ge=1)] = 1
+    ranks: Annotated[
+        int, Meta(ge=1, description="processes of a data parallel training; on GPUs one for each of `gpus`")
+    ] = 1
+    cpus: Annotated[int, Meta(ge=1, description="of all ranks together")] = 1
     memory_bytes: Annotated[
         int,
         Meta(ge=1, description="of the machine, beyond what all jobs share; a job that takes more is ended"),
@@ -110,8 +113,8 @@ class Experiment(Struct, frozen=True, kw_only=True):
     def run_key(self, *, code_sha256: str = "", parent_sha256: str | None = None) -> str:
         """SHA-256 over what determines the result: two experiments of one key are the same training.
 
-        Resources are left out, and the hash of the pipeline's whole declaration: what it changes in the data
-        is in the dataset's version.
+        Resources but `ranks` are left out, and the hash of the pipeline's whole declaration: what it changes
+        in the data is in the dataset's version.
 
         Args:
             code_sha256: of the module's source as it is, where the experiment names none.
@@ -119,7 +122,7 @@ class Experiment(Struct, frozen=True, kw_only=True):
         """
         same = msgspec.structs.replace(
             self,
-            resources=Resources(),
+            resources=Resources(ranks=self.resources.ranks),
             configuration_sha256="",
             code_sha256=self.code_sha256 or code_sha256,
         )

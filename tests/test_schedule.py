@@ -123,6 +123,9 @@ def test_whole_devices_go_to_one_job_alone() -> None:
         (on_gpu(10, gpus=4), "the job asks for 4 GPUs"),
         (Resources(device="cpu", gpus=1), 'for device "cpu"'),
         (replace_cpus(9), "9 CPUs"),
+        (on_gpu(10, gpus=2, ranks=3, cpus=3), "a rank has a GPU of its own"),
+        (on_gpu(10, ranks=2, cpus=2), "set gpus=2"),
+        (Resources(device="cpu", ranks=2), "a core of its own"),
     ],
 )
 def test_what_no_machine_has_is_refused_at_once(resources: Resources, reason: str) -> None:

@@ -16,6 +16,8 @@ import msgspec
 import psutil
 import pytest
 import pytest_asyncio
+import torch
+from safetensors.torch import load_file
 
 from infra.dataset import Dataset
 from infra.kafka import EmbeddedBroker
@@ -490,6 +492,27 @@ async def test_a_start_takes_under_a_second_and_so_does_publication(seen: Topics
     (started,), (succeeded,) = seen.of_job(job, JobStarted), seen.of_job(job, JobSucceeded)
     assert started.started_ms - job.requested_ms < 1_000
     assert published.manifest.published_ms - succeeded.finished_ms < 1_000
+
+
+async def test_a_training_in_two_ranks_comes_to_what_one_comes_to_and_is_begun_again_when_a_rank_dies(
+    seen: Topics, dataset: Path, tmp_path: Path, trainer: TrainerProcess
+) -> None:
+    params = {"epochs": 20, "learning_rate": 0.02, "mark": str(tmp_path / "fell")}
+    ranks = Resources(device="cpu", ranks=2, cpus=2, memory_bytes=2**29, time_limit_s=60)
+    one = await finish(seen, a_job(dataset, "network:Network", "one-rank", params=params))
+    job = a_job(dataset, "ranked:Falling", "two-ranks", params=params, resources=ranks)
+    two = await finish(seen, job)
+    assert isinstance(one, ModelPublished)
+    assert isinstance(two, ModelPublished), two
+    assert (tmp_path / "fell").exists()
+    assert len(seen.of_job(job, JobStarted)) == 1
+    weights = [
+        load_file(trainer.home / "artifacts" / f"{e.manifest.artifact.sha256}.safetensors")
+        for e in (one, two)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-3)
 
 
 async def test_a_person_asks_by_the_command_line_sees_the_job_and_its_curve(

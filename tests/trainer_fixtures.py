@@ -185,6 +185,25 @@ class Network(TabularNetwork):
     def loss(self, features, truth):
         return torch.nn.functional.binary_cross_entropy_with_logits(self(*features), truth)
 """,
+    "ranked": """
+import os, pathlib, torch
+from network import Network
+
+class Falling(Network):
+    def loss(self, features, truth):
+        self.steps = getattr(self, "steps", 0) + 1
+        mark = pathlib.Path(self.mark)
+        if os.environ.get("RANK") == "1" and self.steps == 40 and not mark.exists():
+            mark.touch()
+            os._exit(9)
+        return super().loss(features, truth)
+
+    @classmethod
+    def from_context(cls, ctx):
+        model = super().from_context(ctx)
+        model.mark = ctx.params["mark"]
+        return model
+""",
     "broken": "def train(ctx:\n",
 }
 

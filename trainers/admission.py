@@ -112,9 +112,15 @@ def admit(
     return Admission("wait", reason=f"all {host.cpu_slots} CPU slots are taken")
 
 
-def _impossible(asked: Resources, host: Host) -> str:
+def _impossible(asked: Resources, host: Host) -> str:  # noqa: PLR0911  (a reason each)
     if asked.device == "cpu" and asked.gpus:
         return f'the job asks for {asked.gpus} GPUs and for device "cpu"'
+    if asked.gpus and asked.ranks not in {1, asked.gpus}:
+        return f"the job asks for {asked.ranks} ranks on {asked.gpus} GPUs; a rank has a GPU of its own"
+    if asked.ranks > 1 and not asked.gpus and asked.device == "cuda":
+        return f"the job asks for {asked.ranks} ranks on a share of a GPU; set gpus={asked.ranks}"
+    if asked.ranks > asked.cpus:
+        return f"the job asks for {asked.ranks} ranks and {asked.cpus} CPUs; a rank has a core of its own"
     if asked.cpus > host.cpus:
         return f"the job asks for {asked.cpus} CPUs; this machine has {host.cpus}"
     if asked.memory_bytes > host.memory_bytes:

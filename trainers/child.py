@@ -24,6 +24,7 @@ from schemas.errors import Rejected, Retryable
 from trainers.assignment import Assignment, Began, Done, Failed, Progress, Report, Skipped, Yielded
 from trainers.channel import packed, receive
 from trainers.checkpoint import Checkpoints, MadeRoom
+from trainers.ranks import in_ranks, lost_a_rank
 from trainers.rows import NothingToTrainOn
 from trainers.standby import YIELD
 from trainers.work import perform
@@ -45,8 +46,26 @@ def run(channel: socket.socket) -> None:
     signal.signal(YIELD, lambda *_: checkpoints.ask())
     say(Began(pid=os.getpid(), started_ms=int(time.time() * 1000)))
     _settle_in(assignment)
+    ranks = assignment.job.experiment.resources.ranks
+    if ranks == 1:
+        _do(assignment, say, checkpoints)
+        return
     try:
-        say(Done(outcome=perform(assignment, say.progress, checkpoints)))
+        in_ranks(ranks, lambda rank: _do(assignment, say, checkpoints, rank), name=assignment.job.job_id)
+    except Exception as error:  # what the agent raises once it begins them no more
+        traceback.print_exc()
+        say(Failed(reason=f"its ranks died time and again: {type(error).__name__}", retryable=True))
+
+
+def _do(assignment: Assignment, say: _Reporter, checkpoints: Checkpoints, rank: int = 0) -> None:
+    """All of the work, or one rank's share of it; rank 0 says what came of it."""
+    if rank > 0:
+        perform(assignment, say.progress, checkpoints, rank)
+        return
+    try:
+        outcome = perform(assignment, say.progress, checkpoints)
+        assert outcome is not None
+        say(Done(outcome=outcome))
     except MadeRoom:
         say(Yielded(checkpointed=True))
     except NothingToTrainOn as reason:
@@ -59,6 +78,8 @@ def run(channel: socket.socket) -> None:
         traceback.print_exc()
         say(Failed(reason=f"{type(error).__name__}: {error}"[:2000], retryable=True))
     except BaseException as error:  # user code may raise anything, SystemExit too
+        if assignment.job.experiment.resources.ranks > 1 and lost_a_rank(error):
+            raise  # the agent begins all of them again
         traceback.print_exc()
         say(Failed(reason=f"{type(error).__name__}: {error}"[:2000]))
 

@@ -26,6 +26,7 @@ import polars as pl
 import torch
 
 from trainers.checkpoint import Checkpoints
+from trainers.ranks import shared
 
 
 @runtime_checkable
@@ -57,6 +58,7 @@ class TrainingContext:
         device: where to train.
         parent: weights of the live model, when the experiment warm-starts from it.
         parent_config: the live model's configuration.
+        rank: which of the `ranks` processes of a data parallel training this is. All have the same rows.
     """
 
     rows: pl.DataFrame
@@ -67,12 +69,25 @@ class TrainingContext:
     device: torch.device
     parent: dict[str, torch.Tensor] | None = None
     parent_config: dict[str, Any] | None = None
+    rank: int = 0
+    ranks: int = 1
     _checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(None, ""), repr=False)
     _report: Callable[[int, int, dict[str, float]], None] = field(default=lambda *_: None, repr=False)
 
     def progress(self, step: int, of: int, **metrics: float) -> None:
         """Say how far the training is; shown to people and kept as the job's curve."""
-        self._report(int(step), int(of), {name: float(value) for name, value in metrics.items()})
+        if self.rank == 0:
+            self._report(int(step), int(of), {name: float(value) for name, value in metrics.items()})
+
+    def shared(
+        self, network: torch.nn.Module, loss: Callable[..., torch.Tensor]
+    ) -> Callable[..., torch.Tensor]:
+        """`loss`, such that its backward pass averages the network's gradients over all ranks."""
+        return shared(network, loss) if self.ranks > 1 else loss
+
+    def part(self, batch_B: torch.Tensor) -> torch.Tensor:  # noqa: N803
+        """This rank's part of a batch of row numbers (B,), so that all ranks together have seen all of it."""
+        return batch_B[self.rank :: self.ranks]
 
     def checkpoint(self, state: dict[str, Any]) -> bool:
         """Offer the training's state: tensors, numbers, text, in dicts and lists; as often as you like.
@@ -84,7 +99,7 @@ class TrainingContext:
         Raises:
             TypeError: the state holds something that is neither tensor nor plain data.
         """
-        return self._checkpoints.keep(state)
+        return self._checkpoints.keep(state) if self.rank == 0 else False
 
     def resume(self) -> dict[str, Any] | None:
         """The state to go on from, the generators set as they were then; None: begin at the beginning."""

@@ -33,17 +33,29 @@ def fit(network: type[torch.nn.Module], ctx: TrainingContext) -> torch.nn.Module
         weight_decay=float(ctx.params.get("weight_decay", 0.01)),
     )
     shuffle = torch.Generator().manual_seed(ctx.seed)
-    steps, step = epochs * -(-len(truth_N) // batch_rows), 0
+    per_epoch = -(-len(truth_N) // batch_rows)
+    steps, step, begin = epochs * per_epoch, 0, 0
+    if kept := ctx.resume():
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        begin = kept["step"]
+    loss_of = ctx.shared(model, model.loss)
     model.train()
     for _ in range(epochs):
         for batch_B in torch.randperm(len(truth_N), generator=shuffle).to(ctx.device).split(batch_rows):  # noqa: N806
-            loss = model.loss(tuple(t[batch_B] for t in features_N), truth_N[batch_B])
+            step += 1
+            mine_B = ctx.part(batch_B)  # noqa: N806
+            if step <= begin or len(batch_B) < ctx.ranks:
+                continue
+            loss = loss_of(tuple(t[mine_B] for t in features_N), truth_N[mine_B])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            step += 1
             if step % 20 == 0 or step == steps:
                 ctx.progress(step, steps, loss=loss.item())
+                ctx.checkpoint(
+                    {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+                )
     return model.eval()
 
 

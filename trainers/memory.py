@@ -27,9 +27,12 @@ def own_bytes(pid: int) -> int:
 
 
 def tree_bytes(pid: int, *, inherited_bytes: int = 0) -> int:
-    """What a forked process and all that it started hold, less what it was born with."""
-    mine = max(0, own_bytes(pid) - inherited_bytes)
-    return mine + sum(tree_bytes(child) for child in _children(pid))
+    """What a process and all that it started hold, less what the forked ones were born with."""
+    return max(0, _sum_bytes(pid) - inherited_bytes)
+
+
+def _sum_bytes(pid: int) -> int:
+    return own_bytes(pid) + sum(_sum_bytes(child) for child in _children(pid))
 
 
 def _children(pid: int) -> list[int]:

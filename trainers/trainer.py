@@ -37,6 +37,7 @@ from schemas.job import (
     JobSkipped,
     JobStarted,
     JobSucceeded,
+    Resources,
 )
 from schemas.model import Manifest
 from trainers.admission import Admission, Host, Running
@@ -62,6 +63,11 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 def _ask_nvml() -> Survey:
     return survey(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _processes(asked: Resources) -> int:
+    """That are forked for a job: itself, and its ranks."""
+    return 1 if asked.ranks == 1 else 1 + asked.ranks
 
 
 class Trainer:
@@ -281,7 +287,7 @@ class Trainer:
         attempt = Attempt(
             process,
             job.experiment.resources,
-            inherited_bytes=self._inherited_bytes,
+            inherited_bytes=self._inherited_bytes * _processes(job.experiment.resources),
             grace_s=self._options.yield_grace_s,
         )
         self._attempts[job.job_id] = attempt
@@ -343,6 +349,7 @@ class Trainer:
         self, job: JobRequested, attempt: int, admission: Admission, champion: Manifest | None, key: str
     ) -> Assignment:
         gpu, asked = admission.gpu, job.experiment.resources
+        cores = max(1, asked.cpus // asked.ranks)
         shares = gpu is not None and not asked.gpus
         return Assignment(
             job=job,
@@ -353,7 +360,7 @@ class Trainer:
             device_name="cpu" if gpu is None else ", ".join(each.label for each in admission.gpus),
             gpu_uuids=tuple(each.uuid for each in admission.gpus),
             gpu_share=min(1.0, asked.gpu_memory_bytes / gpu.total_bytes) if gpu and shares else None,
-            threads=max(asked.cpus, self._options.threads_per_job),
+            threads=max(cores, self._options.threads_per_job if asked.ranks == 1 else 1),
             run_key=key,
             checkpoint=str(self._checkpoint(job.job_id)),
         )

@@ -46,8 +46,12 @@ class BadModelCode(Rejected):
     """The code that the job names cannot be found, or gives back what is no model."""
 
 
-def perform(assignment: Assignment, report: Report, checkpoints: Checkpoints) -> Outcome:
+def perform(
+    assignment: Assignment, report: Report, checkpoints: Checkpoints | None = None, rank: int = 0
+) -> Outcome | None:
     """Train a challenger, keep its weights, score it and the live model on the same unseen rows.
+
+    Of several ranks the first alone scores; the others help it train, and come to None.
 
     Raises:
         NothingToTrainOn: the job is to be skipped.
@@ -60,7 +64,7 @@ def perform(assignment: Assignment, report: Report, checkpoints: Checkpoints) ->
     store = ArtifactStore(Path(assignment.artifacts))
     champion = live_model(assignment.champion, store)
     rows = read(experiment, losses_of(champion, experiment))
-    device = _device(assignment)
+    device = _device(assignment, rank)
     origin = lineage(
         job,
         rows,
@@ -79,7 +83,10 @@ def perform(assignment: Assignment, report: Report, checkpoints: Checkpoints) ->
         device=device,
         report=report,
         checkpoints=checkpoints,
+        rank=rank,
     )
+    if rank > 0:
+        return None
     train_s = time.perf_counter() - began
     trained_ms = int(time.time() * 1000)
 
@@ -113,6 +120,7 @@ def train_on(
     device: torch.device,
     report: Report = lambda *_: None,
     checkpoints: Checkpoints | None = None,
+    rank: int = 0,
 ) -> Any:
     """Run user code on the rows, from the champion's weights where the experiment says so.
 
@@ -129,6 +137,8 @@ def train_on(
         device=device,
         parent=None if parent is None else dict(parent.state_dict()),
         parent_config=None if parent is None else parent.config,
+        rank=rank,
+        ranks=experiment.resources.ranks if torch.distributed.is_initialized() else 1,
         _checkpoints=checkpoints or Checkpoints(None, ""),
         _report=report,
     )
@@ -176,8 +186,10 @@ def find_code(experiment: Experiment) -> tuple[Callable[[TrainingContext], Any],
     return found, digest
 
 
-def _device(assignment: Assignment) -> torch.device:
+def _device(assignment: Assignment, rank: int) -> torch.device:
     device = torch.device(assignment.device)
+    if device.type == "cuda" and rank:
+        device = torch.device("cuda", rank)
     if device.type == "cuda" and assignment.gpu_share is not None:
         # What a job declares it keeps to: the neighbours on the device were promised the rest.
         torch.cuda.set_per_process_memory_fraction(assignment.gpu_share, device)
