@@ -15,22 +15,45 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step, on disk when it returns. Creates missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    staged = _staged(path, content)
+    try:
+        staged.replace(path)
+        flush(path.parent)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def create_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step, on disk when it returns, unless there is something already.
+
+    Raises:
+        FileExistsError: somebody was first; what he put there stays.
+    """
+    staged = _staged(path, content)
+    try:
+        os.link(staged, path)
+        flush(path.parent)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _staged(path: Path, content: bytes) -> Path:
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with staged.open("wb") as out:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
-        staged.replace(path)
-        _flush(path.parent)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
+    return staged
 
 
-def _flush(folder: Path) -> None:
-    """The folder's entry, without which a power cut could still lose the file."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, without which a power cut could still lose the file."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

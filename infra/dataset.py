@@ -35,6 +35,11 @@ IDENTITY = ("_source", "_partition", "_offset", "_row")
 COMMIT_METADATA = "tidemill"
 
 
+def position_name(topic: str, partition: int) -> str:
+    """Under which name the table's transactions hold the next offset of a partition."""
+    return f"offset/{topic}/{partition}"
+
+
 class DatasetUnreadable(Rejected):
     """There is no dataset at that address, or it lacks the version that was asked for."""
 
@@ -47,6 +52,10 @@ class CommitRecord:
     timestamp_ms: int
     metadata: dict[str, Any]
     added: tuple[str, ...]
+    operation: str = ""
+    rows: int = 0
+    added_bytes: int = 0
+    removed: int = 0
 
 
 class Dataset:
@@ -74,12 +83,12 @@ class Dataset:
     ) -> pl.DataFrame:
         """Rows of one source with event time in [start_ms, end_ms) at that version.
 
-        Sorted by event time, then partition, offset and row: the same frame whoever reads it.
+        Sorted by event time, then partition, offset and row: the same frame whoever reads it, and whatever
+        files were compacted and vacuumed since.
 
         Raises:
             DatasetUnreadable: no dataset, no such version, or no such column.
         """
-        files = _files_between(self.uri, version, start_ms, end_ms)
         schema = pl.Schema(pl.scan_delta(self._open(version)).collect_schema())
         wanted = list(schema) if columns is None else list(dict.fromkeys([*columns, *META]))
         if unknown := [name for name in wanted if name not in schema]:
@@ -87,15 +96,8 @@ class Dataset:
                 f"dataset {self.uri} version {version} has no column {unknown[0]!r}; "
                 f"it has {', '.join(schema)}"
             )
-        if not files:
-            return pl.DataFrame(schema={name: schema[name] for name in wanted})
-        return (
-            pl.scan_parquet(files, schema=schema, missing_columns="insert", glob=False)
-            .filter(pl.col("_source") == source, pl.col("_time") >= start_ms, pl.col("_time") < end_ms)
-            .select(wanted)
-            .collect()
-            .sort("_time", "_partition", "_offset", "_row")
-        )
+        found = self._scan(schema, version, start_ms, end_ms).filter(pl.col("_source") == source)
+        return found.select(wanted).collect().sort("_time", "_partition", "_offset", "_row")
 
     def offset_ranges(
         self, *, version: int, start_ms: int, end_ms: int, of: Mapping[str, tuple[int, int]] | None = None
@@ -106,16 +108,13 @@ class Dataset:
             of: only these sources, each with a span of its own instead.
         """
         every = [(start_ms, end_ms)] if of is None else list(of.values())
-        files = _files_between(self.uri, version, min(s for s, _ in every), max(e for _, e in every))
-        if not files:
-            return []
+        first_ms, last_ms = min(s for s, _ in every), max(e for _, e in every)
         time = pl.col("_time")
         wanted = [(time >= first) & (time < last) for first, last in every]
         if of is not None:
             wanted = [(pl.col("_source") == source) & hit for source, hit in zip(of, wanted, strict=True)]
         ranges = (
-            pl.scan_parquet(files, glob=False)
-            .select("_source", "_partition", "_offset", "_time")
+            self._scan(pl.Schema(META), version, first_ms, last_ms)
             .filter(pl.any_horizontal(wanted))
             .group_by("_source", "_partition")
             .agg(start=pl.col("_offset").min(), end=pl.col("_offset").max() + 1)
@@ -126,6 +125,36 @@ class Dataset:
             OffsetRange(topic=topic, partition=partition, start=start, end=end)
             for topic, partition, start, end in ranges.iter_rows()
         ]
+
+    def _scan(self, schema: pl.Schema, version: int, start_ms: int, end_ms: int) -> pl.LazyFrame:
+        """All sources' rows with event time in [start_ms, end_ms) at a version."""
+        files = _files_between(self.uri, version, start_ms, end_ms)
+        as_then: pl.Expr | None = None
+        if "://" not in self.uri and not all(Path(file).exists() for file in files):
+            # Vacuumed. Rows are only ever added, an offset's all in one commit: so that version's rows are
+            # those of the newest that lie before where its ledger stood.
+            files = _files_between(self.uri, self.newest_version(), start_ms, end_ms)
+            if gone := [file for file in files if not Path(file).exists()]:
+                raise DatasetUnreadable(f"{gone[0]}, which the dataset's log names, is gone: restore it")
+            as_then = self._before_positions_of(version, files)
+        if not files:
+            return pl.LazyFrame(schema=schema)
+        found = pl.scan_parquet(
+            files, schema=schema, missing_columns="insert", extra_columns="ignore", glob=False
+        ).filter(pl.col("_time") >= start_ms, pl.col("_time") < end_ms)
+        return found if as_then is None else found.filter(as_then)
+
+    def _before_positions_of(self, version: int, files: list[str]) -> pl.Expr:
+        table, before = self._open(version), pl.lit(value=False)
+        if not files:
+            return before
+        partitions = pl.scan_parquet(files, glob=False).select("_source", "_partition").unique().collect()
+        for topic, number in partitions.iter_rows():
+            position = table.transaction_version(position_name(topic, number))
+            if position is not None:
+                mine = (pl.col("_source") == topic) & (pl.col("_partition") == number)
+                before |= mine & (pl.col("_offset") < position)
+        return before
 
     def commits(self, *, after_version: int = -1, until_version: int | None = None) -> list[CommitRecord]:
         """What the commits after a version, up to and with another, say of themselves; oldest first."""
@@ -152,11 +181,16 @@ class Dataset:
                 f"log entry {entry.name} of dataset {self.uri} is not whole ({error}), as after "
                 "a power cut: restore it, or move it away to go back to the version before"
             ) from error
+        added = [action["add"] for action in actions if "add" in action]
         return CommitRecord(
             version=version,
             timestamp_ms=info.get("timestamp", 0),
             metadata=json.loads(info[COMMIT_METADATA]) if COMMIT_METADATA in info else {},
-            added=tuple(f"{self.uri}/{action['add']['path']}" for action in actions if "add" in action),
+            added=tuple(f"{self.uri}/{file['path']}" for file in added),
+            operation=info.get("operation", ""),
+            rows=sum(json.loads(file.get("stats") or "{}").get("numRecords", 0) for file in added),
+            added_bytes=sum(file["size"] for file in added),
+            removed=sum("remove" in action for action in actions),
         )
 
     def _open(self, version: int | None) -> DeltaTable:

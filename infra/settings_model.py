@@ -153,6 +153,23 @@ class Worker(_Section):
     """Faust's web server on the loopback interface; unset: none."""
 
 
+class Upkeep(_Section):
+    """What a worker does for its dataset in the background: small files become large, old ones go."""
+
+    compact: bool = True
+    compact_files: int = Field(default=32, ge=2)
+    """So many files of about the same size are made one."""
+    file_bytes: PositiveInt = 32 * 1024 * 1024
+    """A file that large is left alone."""
+    vacuum: bool = True
+    keep_hours: PositiveInt = 24
+    """Files of versions younger than that stay, for those who still read them; of older versions those that
+    a model or an open job refers to."""
+    interval_ms: PositiveInt = 30_000
+    """How often it looks whether there is something to compact."""
+    vacuum_interval_ms: PositiveInt = 3_600_000
+
+
 class Trainer(_Section):
     """A trainer."""
 
@@ -215,6 +232,7 @@ class Settings(BaseSettings):
     schema_registry: SchemaRegistry = Field(default_factory=SchemaRegistry)
     broker: Broker = Field(default_factory=Broker)
     worker: Worker = Field(default_factory=Worker)
+    upkeep: Upkeep = Field(default_factory=Upkeep)
     trainer: Trainer = Field(default_factory=Trainer)
     store: Store = Field(default_factory=Store)
     log: Log = Field(default_factory=Log)

@@ -98,6 +98,7 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
         dataset_dir=settings.paths.dataset,
         connection=connection,
         options=options,
+        upkeep=settings.upkeep,
         configuration_sha256=loaded.sha256,
         writers=writers_for(pipeline, settings.schema_registry),
     )

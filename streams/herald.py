@@ -62,6 +62,11 @@ class Herald:
         self._committed = asyncio.Event()
         self._room = asyncio.Event()
 
+    @property
+    def leads(self) -> bool:
+        """Whether it speaks for the pipeline."""
+        return self._leads.is_set()
+
     # ── what ingest tells it ────────────────────────────────────────────────────────────────────────
 
     def lead(self) -> None:

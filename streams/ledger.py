@@ -27,10 +27,12 @@ Partition = tuple[str, int]
 """Topic and partition."""
 
 # Log entries are the ledger: they outlive Delta's own default of 30 days.
-_CHECKPOINT_EVERY = 100
+CHECKPOINT_EVERY = 100
 _TABLE_SETTINGS = {
     "delta.logRetentionDuration": "interval 36500 days",
-    "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
+    "delta.checkpointInterval": str(CHECKPOINT_EVERY),
+    # How long checkpoints name files that a compaction replaced; `streams.retention` keeps the files longer.
+    "delta.deletedFileRetentionDuration": "interval 1 hours",
 }
 _PIPELINE = "watermark"
 
@@ -217,8 +219,9 @@ def make_durable(uri: str, version: int) -> None:
     log = root / "_delta_log"
     entry = log / f"{version:020d}.json"
     added = [root / action["add"]["path"] for action in _actions(entry) if "add" in action]
+    added = [file for file in added if file.exists()]  # of an old version they may be vacuumed
     checkpoints = [*log.glob(f"{version:020d}.checkpoint*"), *log.glob("_last_checkpoint")]
-    _fsync_all([*added, entry, *(checkpoints if version % _CHECKPOINT_EVERY == 0 else []), root, log])
+    _fsync_all([*added, entry, *(checkpoints if version % CHECKPOINT_EVERY == 0 else []), root, log])
     if version == 0:
         _fsync_all([root.parent])
 

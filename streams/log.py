@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -21,14 +22,33 @@ from streams.pipeline import Pipeline
 
 def read_commit(pipeline: Pipeline, uri: str, version: int) -> Commit:
     """One version: the rows that it added, by source, and what it said of itself."""
-    record = Dataset(uri).commit(version)
+    dataset = Dataset(uri)
+    record = dataset.commit(version)
     by_source: dict[str, pl.DataFrame] = {}
     # A compaction rewrites rows that earlier versions announced: it says nothing of offsets and adds none.
     if record.added and "offsets" in record.metadata:
-        rows = pl.read_parquet(list(record.added), glob=False)
+        try:
+            rows = pl.read_parquet(list(record.added), glob=False)
+        except FileNotFoundError:  # compacted and vacuumed since: the rows lie in newer files
+            rows = _rows_between(dataset, pipeline, record.metadata["offsets"])
         by_source = {topic: rows.filter(pl.col("_source") == topic) for topic in pipeline.sources()}
         by_source = {topic: own for topic, own in by_source.items() if own.height}
     return Commit(version, record.metadata, by_source)
+
+
+def _rows_between(dataset: Dataset, pipeline: Pipeline, offsets: Mapping[str, Sequence[int]]) -> pl.DataFrame:
+    """Rows of a commit by the offsets that it moved over: they are in every later version."""
+    taken = pl.lit(value=False)
+    for name, (start, end) in offsets.items():
+        topic, _, number = name.rpartition("/")
+        within = pl.col("_offset").is_between(start, end, closed="left")
+        taken |= (pl.col("_source") == topic) & (pl.col("_partition") == int(number)) & within
+    newest = dataset.newest_version()
+    found = [
+        dataset.rows(topic, version=newest, start_ms=EVER_MS, end_ms=-EVER_MS).filter(taken)
+        for topic in pipeline.sources()
+    ]
+    return pl.concat(found).sort("_source", "_partition", "_offset", "_row")
 
 
 def is_committed(uri: str, version: int) -> bool:

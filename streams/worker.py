@@ -22,6 +22,7 @@ from faust.types import TP
 
 from infra.dataset import Dataset
 from infra.kafka.connection import Connection
+from infra.settings_model import Upkeep
 from infra.settings_model import Worker as Options
 from schemas import topics
 from schemas.envelope import wrap
@@ -32,6 +33,7 @@ from streams.avro import Writers
 from streams.dedupe import Read
 from streams.herald import Herald
 from streams.ingest import Ingest, Prepared, dataset_schema
+from streams.keeper import Keeper
 from streams.ledger import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
 from streams.outbox import Outbox, letters_since
 from streams.pipeline import Pipeline
@@ -94,6 +96,7 @@ class StreamWorker:
         dataset_dir: Path,
         connection: Connection,
         options: Options,
+        upkeep: Upkeep | None = None,
         configuration_sha256: str = "",
         writers: Writers | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
@@ -101,6 +104,7 @@ class StreamWorker:
         self.pipeline = pipeline
         self.connection = connection
         self.options = options
+        self._upkeep = upkeep or Upkeep()
         self.uri = str(dataset_dir / pipeline.name)
         self.totals = Totals()
         self._configuration = configuration_sha256
@@ -142,9 +146,10 @@ class StreamWorker:
             self._outbox,
             configuration_sha256=self._configuration,
         )
+        keeper = Keeper(self.uri, self.connection, self._upkeep, is_mine=lambda: self._herald.leads)
         for topic in self.pipeline.sources():
             self._partitions |= {(topic, n) for n in await self._producer.partitions_for(topic)}
-        for part in (self._ingest_forever, self._herald.run, self._watch):
+        for part in (self._ingest_forever, self._herald.run, self._watch, keeper.run):
             self._tasks.append(asyncio.create_task(self._guarded(part), name=part.__name__))
 
     async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:

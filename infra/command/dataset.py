@@ -12,7 +12,9 @@ import typer
 from infra.command.app import app, console, settings
 
 dataset = typer.Typer(
-    name="dataset", help="A pipeline's dataset: decisions that only a person can make.", no_args_is_help=True
+    name="dataset",
+    help="A pipeline's dataset: history, upkeep, and what only a person can decide.",
+    no_args_is_help=True,
 )
 app.add_typer(dataset)
 

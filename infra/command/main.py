@@ -12,6 +12,7 @@ from infra.command import (
     jobs,  # noqa: F401
     lineage,  # noqa: F401
     sweep,  # noqa: F401
+    upkeep,  # noqa: F401
     why,  # noqa: F401
 )
 from infra.command.app import app, console

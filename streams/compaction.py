@@ -1,0 +1,228 @@
+"""Small files of a dataset become large ones, beside workers that append and readers that read on.
+
+A compaction is a version of its own that says nothing: the same rows in other files, no offsets, no
+watermark. So there is nothing to announce, the ledger stands where it stood, and older versions read as
+they did.
+
+The log entry is written here and not by deltalake's `optimize.compact`: that chooses all files by itself,
+mixes event times that the files' statistics had kept apart, cannot flush the new file before the entry names
+it, and gives way to no append. Here the new file is on disk first, then the whole entry appears in one step
+or not at all. Whoever dies in between leaves a file that nobody names, and a vacuum takes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from deltalake import DeltaTable
+
+from infra.atomic_file import create_bytes, flush
+from infra.dataset import COMMIT_METADATA, open_table
+from schemas.errors import Rejected, Retryable
+from streams.ledger import CHECKPOINT_EVERY, make_durable
+
+# Files of one class differ in size by no more than this factor: so a row is rewritten a few times in all.
+_CLASS = 8
+# Rows of a row group: statistics of event time let a reader of few windows pass over the others.
+_GROUP_ROWS = 65_536
+# How often other commits may come first before it is left for later.
+_TRIES = 50
+
+
+class CompactionOvertaken(Retryable):
+    """Others were faster: with a compaction of the same files, or with too many commits. Nothing changed."""
+
+
+class CompactionNotWritten(Retryable):
+    """The new file could not be written (disk full, no permission). Nothing changed."""
+
+
+class CannotCompact(Rejected):
+    """The dataset is not one that can be compacted here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compacted:
+    """A compaction that was made: its version, and what became of how many files."""
+
+    version: int
+    files: int
+    rows: int
+    bytes_before: int
+    bytes_after: int
+
+
+def compact(uri: str, *, files: int, file_bytes: int) -> Compacted | None:
+    """Make one file of many small ones, the oldest by event time; None where there are not enough of them.
+
+    Rows of open windows are among them: a window of a day that is committed to many times a second would
+    else be a million files before it closes.
+
+    Args:
+        files: so many of about the same size are worth it.
+        file_bytes: a file that large is left alone, and one is made about that large.
+
+    Raises:
+        CompactionOvertaken: others were faster; try again later.
+        CannotCompact: it lies in an object store, or asks for a newer Delta protocol than is known here.
+        DatasetUnreadable: there is none at `uri`.
+        CompactionNotWritten: the disk is full, or it may not be written.
+    """
+    if "://" in uri:
+        raise CannotCompact(f"dataset {uri} lies in an object store; only datasets in folders are compacted")
+    table, root = open_table(uri), Path(uri)
+    _check_protocol(table)
+    chosen = _choose(table, files, file_bytes)
+    if chosen is None:
+        return None
+    rows = _read(table, root, chosen)
+    made = root / f"part-compacted-{uuid.uuid4()}.parquet"
+    try:
+        rows.write_parquet(made, compression="zstd", compression_level=1, row_group_size=_GROUP_ROWS)
+        flush(made)
+        flush(root)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        made.unlink(missing_ok=True)
+        raise CompactionNotWritten(
+            f"{made} could not be written ({error}); the dataset is as it was: free space or mend its folder"
+        ) from error
+    try:
+        version = _commit(root, table.version(), {c["path"] for c in chosen}, _entry(chosen, made, rows))
+    except CompactionOvertaken:
+        # After any other error the entry may be there, and names it: a vacuum can tell.
+        made.unlink(missing_ok=True)
+        raise
+    if version % CHECKPOINT_EVERY == 0:
+        DeltaTable(uri, version=version).create_checkpoint()
+    make_durable(uri, version)
+    return Compacted(
+        version=version,
+        files=len(chosen),
+        rows=rows.height,
+        bytes_before=sum(c["size_bytes"] for c in chosen),
+        bytes_after=made.stat().st_size,
+    )
+
+
+def _check_protocol(table: DeltaTable) -> None:
+    protocol = table.protocol()
+    if protocol.min_reader_version > 1 or protocol.min_writer_version > 2:
+        raise CannotCompact(
+            f"dataset {table.table_uri} asks for Delta reader {protocol.min_reader_version} and writer "
+            f"{protocol.min_writer_version}; compact it by what gave it those"
+        )
+
+
+def _choose(table: DeltaTable, files: int, file_bytes: int) -> list[dict[str, Any]] | None:
+    """Of the lowest class of size with enough files, the oldest, up to `file_bytes` in all."""
+    live = pl.DataFrame(table.get_add_actions(flatten=True))
+    if live.height < files:
+        return None
+    small = live.filter(pl.col("size_bytes") < file_bytes).sort("min._time", "path", nulls_last=True)
+    classes: dict[int, list[dict[str, Any]]] = {}
+    for file in small.select("path", "size_bytes", "num_records").iter_rows(named=True):
+        classes.setdefault(int(math.log(file["size_bytes"], _CLASS)), []).append(file)
+    for _, members in sorted(classes.items()):
+        chosen, total_bytes = [], 0
+        for file in members:
+            chosen.append(file)
+            total_bytes += file["size_bytes"]
+            if total_bytes >= file_bytes:
+                break
+        if len(members) >= files and len(chosen) > 1:
+            return chosen
+    return None
+
+
+def _read(table: DeltaTable, root: Path, chosen: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    schema = pl.Schema(pl.scan_delta(table).collect_schema())
+    paths = [str(root / file["path"]) for file in chosen]
+    rows = (
+        pl.scan_parquet(paths, schema=schema, missing_columns="insert", glob=False)
+        .collect()
+        .sort("_time", "_source", "_partition", "_offset", "_row")
+    )
+    expected = sum(file["num_records"] for file in chosen)
+    if rows.height != expected:
+        raise CannotCompact(
+            f"{len(chosen)} files of dataset {root} hold {rows.height} rows where its log says {expected}; "
+            "nothing was changed: the files are not those that were committed"
+        )
+    return rows
+
+
+def _entry(chosen: Sequence[dict[str, Any]], made: Path, rows: pl.DataFrame) -> bytes:
+    """The log entry, by the Delta protocol: the same rows (`dataChange` false) in one file for these."""
+    now_ms = int(time.time() * 1000)
+    nothing = {"partitionValues": {}, "dataChange": False}
+    stated = [c for c in ("_source", "_partition", "_offset", "_time") if rows.height]
+    add = {
+        "path": made.name,
+        "size": made.stat().st_size,
+        "modificationTime": now_ms,
+        "stats": json.dumps(
+            {
+                "numRecords": rows.height,
+                "minValues": {c: rows.get_column(c).min() for c in stated},
+                "maxValues": {c: rows.get_column(c).max() for c in stated},
+                "nullCount": dict.fromkeys(stated, 0),
+            }
+        ),
+        **nothing,
+    }
+    info = {
+        "timestamp": now_ms,
+        "operation": "OPTIMIZE",
+        "operationParameters": {},
+        "operationMetrics": {"num_added_files": 1, "num_removed_files": len(chosen)},
+        COMMIT_METADATA: json.dumps({"compacted": {"files": len(chosen), "rows": rows.height}}),
+    }
+    actions: list[dict[str, Any]] = [{"commitInfo": info}]
+    actions += [
+        {
+            "remove": {
+                "path": c["path"],
+                "size": c["size_bytes"],
+                "deletionTimestamp": now_ms,
+                "extendedFileMetadata": True,
+                **nothing,
+            }
+        }
+        for c in chosen
+    ]
+    actions.append({"add": add})
+    return "".join(json.dumps(action) + "\n" for action in actions).encode()
+
+
+def _commit(root: Path, seen: int, removed: set[str], entry: bytes) -> int:
+    """Put the entry behind the newest one; appends that come first are let by. Gives its version."""
+    log = root / "_delta_log"
+    for _ in range(_TRIES):
+        while (newer := log / f"{seen + 1:020d}.json").exists():
+            _check_unchanged(newer, removed)
+            seen += 1
+        try:
+            create_bytes(log / f"{seen + 1:020d}.json", entry)
+        except FileExistsError:
+            continue
+        return seen + 1
+    raise CompactionOvertaken(f"{_TRIES} commits to {root} came first: compact it later")
+
+
+def _check_unchanged(entry: Path, removed: set[str]) -> None:
+    """Nobody took one of these files out, or changed what the table is, since it was looked at."""
+    try:
+        actions = [json.loads(line) for line in entry.read_text().splitlines()]
+    except ValueError as error:
+        raise CompactionOvertaken(f"log entry {entry} is not whole yet ({error})") from error
+    for action in actions:
+        if "metaData" in action or "protocol" in action or action.get("remove", {}).get("path") in removed:
+            raise CompactionOvertaken(f"log entry {entry} changes what was to be compacted")
