@@ -17,7 +17,7 @@ from infra.dataset import Dataset
 from infra.kafka.connection import Connection
 from streams.announce import Announcer, Commit
 from streams.ledger import make_durable
-from streams.log import is_committed, read_commit, recall
+from streams.log import is_committed, keep, read_commit, recall
 from streams.outbox import Outbox, standing
 from streams.pipeline import Pipeline
 from streams.positions import replaced
@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 # So many commits may wait in memory; then ingest waits for the announcements.
 _MAX_WAITING = 8
+# A snapshot of some milliseconds after so many versions keeps a restart from reading the whole log.
+_SNAPSHOT_EVERY = 500
 # How soon commits of other workers are seen.
 _LOOK_S = 0.25
 
@@ -155,6 +157,9 @@ class Herald:
             await asyncio.to_thread(make_durable, self.uri, version)
             commit = await asyncio.to_thread(read_commit, self.pipeline, self.uri, version)
         announced = await asyncio.to_thread(announcer.apply, commit)
+        if version % _SNAPSHOT_EVERY == 0:
+            with contextlib.suppress(OSError):  # a full disk: the next announcer reads more of the log
+                await asyncio.to_thread(keep, self.pipeline, self.uri, announcer.progress)
         self.totals.sent += await self._outbox.publish(announced, but_not=known)
         known.clear()
         self.totals.version = version

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from infra.dataset import Dataset
+from streams import snapshot
 from streams.announce import (
     EVER_MS,
     Commit,
@@ -57,12 +58,19 @@ def is_committed(uri: str, version: int) -> bool:
 
 
 def recall(pipeline: Pipeline, uri: str, *, through_version: int) -> Progress:
-    """The announcer's state just after a version, from the log alone (but for the trigger's history)."""
+    """The announcer's state just after a version, from the log alone (but for the trigger's history).
+
+    From the newest snapshot on, where there is one: it only saves reading what it was made of.
+    """
     progress = Progress(closing(pipeline.window), version=through_version)
     if through_version < 0:
         return progress
-    dataset = Dataset(uri)
-    for version in range(through_version + 1):
+    dataset, first = Dataset(uri), 0
+    if (found := snapshot.newest(uri, pipeline.window, through_version=through_version)) is not None:
+        saved, progress.windows = found
+        progress.watermark_ms, progress.tail_from_ms = saved.watermark_ms, saved.tail_from_ms
+        first = saved.version + 1
+    for version in range(first, through_version + 1):
         if pipeline.window.by is None:
             commit = Commit(version, dataset.commit(version).metadata, {})
         else:
@@ -75,6 +83,18 @@ def recall(pipeline: Pipeline, uri: str, *, through_version: int) -> Progress:
             progress.tail_from_ms = remember_from_ms(pipeline, progress)
     _recall_rows(pipeline, uri, progress)
     return progress
+
+
+def keep(pipeline: Pipeline, uri: str, progress: Progress) -> None:
+    """Leave a snapshot, so that the next announcer need not begin at the log's beginning."""
+    snapshot.save(
+        uri,
+        pipeline.window,
+        progress.version,
+        windows=progress.windows,
+        watermark_ms=progress.watermark_ms,
+        tail_from_ms=progress.tail_from_ms,
+    )
 
 
 def _recall_rows(pipeline: Pipeline, uri: str, progress: Progress) -> None:

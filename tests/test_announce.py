@@ -26,10 +26,11 @@ from streams.clean import between, dedupe
 from streams.closing import closing
 from streams.ingest import Ingest, dataset_schema
 from streams.ledger import Ledger
-from streams.log import read_commit, recall
+from streams.log import keep, read_commit, recall
 from streams.outbox import Standing
 from streams.pipeline import Labels, Pipeline, Source
 from streams.profiling import beginning
+from streams.snapshot import Snapshot
 from streams.tag import Tag
 from streams.training import Training, better_than_champion, last
 from streams.trigger import (
@@ -248,6 +249,42 @@ def test_a_fold_that_starts_anew_before_every_commit_announces_the_same(
         progress.history = stood(said, version).history_before(version, beginning(pipeline))
         said += announcer(pipeline, uri, progress).apply(read_commit(pipeline, str(uri), version))
     assert said == [each for announced in whole for each in announced]
+
+
+def test_a_snapshot_saves_reading_and_changes_nothing_and_a_bad_one_is_passed_over(
+    of_each_kind: Folded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, uri, whole = of_each_kind
+    at, behind = len(whole) // 2, len(whole) - 1
+    plain = recall(pipeline, str(uri), through_version=behind)
+    keep(pipeline, str(uri), recall(pipeline, str(uri), through_version=at))
+    read: list[int] = []
+    real = Dataset.commit
+    monkeypatch.setattr(Dataset, "commit", lambda self, v: (read.append(v), real(self, v))[1])
+    (file,) = (uri / "_tidemill").glob("*.fold")
+
+    def recalled(pipeline: Pipeline, through: int) -> Progress:
+        read.clear()
+        return recall(pipeline, str(uri), through_version=through)
+
+    from_it = recalled(pipeline, behind)
+    assert min(read) == at + 1
+    assert (from_it.windows, from_it.tail_from_ms) == (plain.windows, plain.tail_from_ms)
+    for topic, tail in plain.tail.items():
+        assert_frame_equal(from_it.tail[topic], tail)
+    recalled(pipeline, at - 1)
+    assert min(read) == 0, "it is one too far"
+    other = replace(pipeline, window=Tumbling("3s"))
+    recalled(other, behind)
+    assert min(read) == 0, "it is of other windows"
+    good = file.read_bytes()
+    saved = msgspec.msgpack.decode(good, type=Snapshot)
+    of_another_log = msgspec.msgpack.encode(msgspec.structs.replace(saved, entry_sha256="0" * 64))
+    for bad in (b"", good[:-9], of_another_log):
+        file.write_bytes(bad)
+        assert recalled(pipeline, behind).windows == plain.windows
+        assert min(read) == 0
+    file.unlink()
 
 
 def test_every_kind_of_window_counts_the_rows_of_the_dataset_and_asks_for_jobs_over_its_own_windows(
