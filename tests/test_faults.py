@@ -232,7 +232,7 @@ def test_the_checker_finds(what: str) -> None:
 def test_a_short_run_loses_and_doubles_nothing() -> None:
     """As the command runs it. The long form is run by hand: see `tidemill bench faults --help`."""
     command = [sys.executable, "-m", "infra.command", "bench", "faults", "--json"]
-    options = ["--seconds", "20", "--seed", "3", "--events", "40000"]
+    options = ["--seconds", "18", "--seed", "423", "--events", "36000"]
     ran = subprocess.run(
         [*command, *options],
         capture_output=True,
@@ -245,5 +245,5 @@ def test_a_short_run_loses_and_doubles_nothing() -> None:
     assert said["holds"] is True
     assert (said["lost"], said["doubled"]) == (0, 0)
     assert (said["announcements_missing"], said["announcements_doubled"]) == (0, 0)
-    assert said["events"] == 40_081  # with those that are sent twice
+    assert said["events"] == 36_000 + 73  # with those that are sent twice
     assert sum(said["kills"].values()) >= 2

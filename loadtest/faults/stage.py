@@ -55,6 +55,7 @@ class Stage:
         self.uri = str(self.disk.at / "dataset" / "faults")
         self.workers: list[WorkerProcess] = []
         self._wanted: set[int] = set()
+        self._leaving: set[int] = set()
         self._threads: list[threading.Thread] = []
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
@@ -134,6 +135,8 @@ class Stage:
 
     def _start(self, number: int) -> None:
         worker = self.workers[number]
+        if number in self._leaving:
+            return  # it comes back when it has ended
         self._wanted.add(number)
         if worker.process is None or worker.has_ended():
             worker.start(level="warn")
@@ -194,6 +197,7 @@ class Stage:
 
     def _worker_leave(self, fault: Fault) -> Callable[[], object]:
         self._wanted.discard(fault.whom)
+        self._leaving.add(fault.whom)
         worker = self.workers[fault.whom]
         worker.signal(signal.SIGTERM)
 
@@ -202,13 +206,13 @@ class Stage:
                 worker.running.wait(20)
             self._ended_as_asked(fault.whom, worker.running.poll())
             worker.close()
+            self._leaving.discard(fault.whom)
             self._start(fault.whom)
 
         return lambda: self._apart(back)
 
     def _worker_join(self, _fault: Fault) -> Callable[[], object]:
-        if JOINER in self._wanted:  # it is still starting, from the time before
-            self._kill(JOINER)
+        self._kill(JOINER)  # it may still be ending, from the time before
         self._start(JOINER)
 
         def leave() -> None:
