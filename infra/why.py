@@ -20,7 +20,15 @@ from schemas.contract import Announcement
 from schemas.decision import Decision
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap
 from schemas.errors import Rejected
-from schemas.job import JobFailed, JobRequested, JobSkipped, JobStarted, JobSucceeded
+from schemas.job import (
+    JobAnswered,
+    JobFailed,
+    JobMerged,
+    JobRequested,
+    JobSkipped,
+    JobStarted,
+    JobSucceeded,
+)
 from schemas.model import ModelPublished, ModelRefused, RolledBack, Scores
 from schemas.window import Window
 
@@ -31,6 +39,9 @@ class NothingKnown(Rejected):
     """The events say nothing of that model, version or date."""
 
 
+JobEnd = JobSucceeded | JobFailed | JobSkipped | JobAnswered | JobMerged
+
+
 @dataclass(slots=True)
 class Told:
     """What the topics say, the newest last; a repeat counts once."""
@@ -38,7 +49,7 @@ class Told:
     decisions: list[Decision] = field(default_factory=list)
     jobs: dict[str, JobRequested] = field(default_factory=dict)
     started: dict[str, JobStarted] = field(default_factory=dict)
-    ended: dict[str, JobSucceeded | JobFailed | JobSkipped] = field(default_factory=dict)
+    ended: dict[str, JobEnd] = field(default_factory=dict)
     published: list[ModelPublished | RolledBack] = field(default_factory=list)
     refused: dict[str, ModelRefused] = field(default_factory=dict)
 
@@ -51,7 +62,7 @@ class Told:
                 self.jobs[said.job_id] = said
             case JobStarted():
                 self.started[said.job_id] = said
-            case JobSucceeded() | JobFailed() | JobSkipped():
+            case JobSucceeded() | JobFailed() | JobSkipped() | JobAnswered() | JobMerged():
                 self.ended[said.job_id] = said
             case ModelPublished() | RolledBack():
                 self.published.append(said)
@@ -190,6 +201,10 @@ def _outcome(told: Told, decision: Decision) -> str:  # noqa: PLR0911  (each way
             return f"job {job_id} was skipped: {ended.reason}"
         case JobFailed():
             return f"job {job_id} failed: {ended.reason}"
+        case JobAnswered(earlier_job_id=earlier):
+            return f"job {job_id} asked for a training that job {earlier} had done already"
+        case JobMerged(into_job_id=into):
+            return f"job {job_id} was still waiting when job {into} asked for the same on newer data"
         case JobSucceeded():
             return f"job {job_id} has trained a model; the gate has not spoken yet"
         case _ if job_id in told.started:

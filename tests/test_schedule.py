@@ -324,7 +324,7 @@ shapes = st.sampled_from(
 asked = st.tuples(shapes, st.integers(-2, 2), st.integers(0, 8), st.integers(1, 120))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(asked, max_size=30), st.sets(st.integers(0, 6), max_size=3))
 def test_every_job_ends_whatever_comes_and_whichever_devices_fail_for_a_while(
     jobs: list[tuple[Resources, int, int, int]], fail: set[int]

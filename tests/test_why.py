@@ -24,7 +24,7 @@ from schemas.contract import Announcement
 from schemas.decision import Decision, Evaluation
 from schemas.envelope import wrap
 from schemas.examples import announced
-from schemas.job import JobFailed, JobRequested, JobSkipped, JobStarted
+from schemas.job import JobAnswered, JobFailed, JobMerged, JobRequested, JobSkipped, JobStarted
 from schemas.model import ModelPublished, ModelRefused
 from schemas.window import Window
 
@@ -99,6 +99,14 @@ def test_a_day_without_a_new_model_tells_what_was_decided_on_each_of_its_windows
         ([EXAMPLES[JobStarted]], "job job-1 is in training on cpu"),
         ([EXAMPLES[JobSkipped]], "job job-1 was skipped: 412 labelled rows, and the job asks for 1000"),
         ([EXAMPLES[JobFailed]], "job job-1 failed: the process ended with signal 9"),
+        (
+            [EXAMPLES[JobAnswered]],
+            "job job-1 asked for a training that job flights-19ab3c-retrained had done already",
+        ),
+        (
+            [EXAMPLES[JobMerged]],
+            "job job-1 was still waiting when job flights-20130110T0500 asked for the same on newer data",
+        ),
         (
             [EXAMPLES[ModelRefused]],
             f"job job-1 trained a model that the gate refused: {EXAMPLES[ModelRefused].reason}",  # type: ignore[attr-defined]

@@ -133,17 +133,20 @@ async def kills(here: Site, count: int, *, seed: int, said: Callable[[str], None
             await here.ask(job)
             asked.append(job)
         await asyncio.sleep(chance.uniform(0.2, 1.5))
+        here.trainer.keep_alive()
         victims = _jobs_of(here.trainer.pid)
         if not victims:
             continue
         if chance.random() < 0.25:
             os.kill(here.trainer.pid, signal.SIGKILL)
             of_trainer += 1
-            await asyncio.to_thread(here.trainer.keep_alive)
         else:
             victims[chance.randrange(len(victims))].kill()
             of_jobs += 1
         said(f"{of_trainer + of_jobs} of {count} kills, {len(asked)} jobs")
+    # A trainer that was killed this moment may not have been found dead yet.
+    await asyncio.sleep(0.5)
+    here.trainer.keep_alive()
     await here.until(lambda: all(here.ends()[job.job_id] for job in asked), limit_s=_PATIENCE_S)
     said("the same once more, undisturbed")
     calm = [here.job(f"calm-{n}", f"calm-{n}", seed=n, steps=60, pause_s=0.0) for n, _ in enumerate(asked)]

@@ -177,10 +177,12 @@ async def site(folder: Path, *, cache_dir: Path, slots: int) -> AsyncIterator[Si
             "TIDEMILL_PATHS__HOME": str(folder / "home"),
             "TIDEMILL_TRAINER__CPU_SLOTS": str(slots),
             "TIDEMILL_TRAINER__ATTEMPTS": "1000",
-            "TIDEMILL_TRAINER__RETRY_AFTER_S": "0.1",
+            "TIDEMILL_TRAINER__RETRY_AFTER_S": "0.001",
             "TIDEMILL_TRAINER__DEVICE": "cpu",
         }
-        trainer = Supervised("trainer", tidemill("trainer"), folder / "trainer.log", environment)
+        trainer = Supervised(
+            "trainer", tidemill("trainer"), folder / "trainer.log", environment, most_restarts=10_000
+        )
         consumer = AIOKafkaConsumer(
             **connection.client_arguments(), enable_auto_commit=False, fetch_max_wait_ms=20
         )
