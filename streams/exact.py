@@ -39,21 +39,22 @@ def real(total: Exact) -> Fraction:
     return sum(map(Fraction, total), Fraction())
 
 
-def group_sums(values: Floats, groups: NDArray[np.intp] | None, count: int) -> list[Floats]:
-    """By group, arrays of shape (count,) whose real sum is the group's exact sum of the values.
+def group_sums(values: Floats, starts: NDArray[np.intp]) -> list[Floats]:
+    """Arrays with an entry for each group whose real sum is the exact sum of the group's finite values.
 
-    `groups` gives each value's group, 0 to count - 1; None: all are of one. Values are finite.
+    A group is the values from one of `starts` to the next: none is empty, the first starts at 0.
 
     Each step takes from all values their bits above a common level; such numbers add up without rounding
     (Rump, Ogita and Oishi, 2008: ExtractVector). It ends when no bits are left: after one to three steps.
     """
     sums = []
     rest = values
-    while rest.size and (top := float(np.abs(rest).max())):
+    while top := max(float(rest.max()), -float(rest.min())):
         level = math.ldexp(1.0, math.frexp(top)[1] + rest.size.bit_length() + 1)
-        taken = (level + rest) - level
-        sums.append(_add_up(taken, groups, count))
-        rest = rest - taken
+        taken = rest + level
+        taken -= level
+        sums.append(np.add.reduceat(taken, starts))
+        rest = np.subtract(rest, taken, out=taken)
     return sums
 
 
@@ -62,15 +63,10 @@ def squares(values: Floats) -> tuple[Floats, Floats]:
 
     Values whose square is next to nothing count as 0.
     """
-    values = np.where(np.abs(values) < _SMALLEST, 0.0, values)
+    if (small := np.abs(values) < _SMALLEST).any():
+        values = np.where(small, 0.0, values)
     split = _SPLITTER * values
     high = split - (split - values)
     low = values - high
     square = values * values
     return square, ((high * high - square) + 2.0 * high * low) + low * low
-
-
-def _add_up(values: Floats, groups: NDArray[np.intp] | None, count: int) -> Floats:
-    if groups is None:
-        return np.array([values.sum()])
-    return np.bincount(groups, weights=values, minlength=count).astype(np.float64, copy=False)

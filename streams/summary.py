@@ -116,14 +116,18 @@ def summarise(rows: pl.DataFrame, *, start: pl.Expr, key: pl.Expr | None = None)
         .sort("_start", "_key")
         .with_row_index("_pane")
     )
-    groups = None
+    order, starts = None, np.zeros(1, dtype=np.intp)
     if panes.height > 1:
         joined = framed.select("_start", "_key").join(panes, on=["_start", "_key"], maintain_order="left")
-        groups = joined.get_column("_pane").to_numpy().astype(np.intp)
+        of_pane = joined.get_column("_pane").to_numpy()
+        if (of_pane[1:] < of_pane[:-1]).any():
+            order = of_pane.argsort(kind="stable")
+            of_pane = of_pane[order]
+        starts = of_pane.searchsorted(np.arange(panes.height))
     columns: list[dict[str, Sums]] = [{} for _ in range(panes.height)]
     for name, dtype in sorted(rows.schema.items()):
         if dtype.is_numeric() and not name.startswith("_"):
-            for pane, sums in _column(rows.get_column(name), groups, panes.height):
+            for pane, sums in _column(rows.get_column(name), order, starts):
                 columns[pane][name] = sums
     tags = _tags(framed)
     found: dict[Pane, Account] = {}
@@ -153,24 +157,25 @@ def _tags(framed: pl.DataFrame) -> dict[Pane, dict[str, int]]:
     return found
 
 
-def _column(column: pl.Series, groups: Any, panes: int) -> Iterable[tuple[int, Sums]]:
-    """Sums of one column by the number of the pane, for panes that have a value."""
+def _column(column: pl.Series, order: Any, starts: Any) -> Iterable[tuple[int, Sums]]:
+    """Sums of one column by the number of the pane, for panes that have a value.
+
+    In `order` the rows of a pane stand together, from one of `starts` to the next; None: they do already.
+    """
     values: Floats = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    if order is not None:
+        values = values[order]
+    low = high = values
     counts = np.abs(values) < LARGEST
-    if not counts.all():
-        values = values[counts]
-        groups = None if groups is None else groups[counts]
-    if not values.size:
-        return
-    totals = group_sums(values, groups, panes)
-    squared = [part for each in squares(values) for part in group_sums(each, groups, panes)]
-    if groups is None:
-        low, high, sizes = [values.min()], [values.max()], [values.size]
+    if counts.all():
+        sizes = np.diff(starts, append=values.size)
     else:
-        low, high = np.full(panes, np.inf), np.full(panes, -np.inf)
-        np.minimum.at(low, groups, values)
-        np.maximum.at(high, groups, values)
-        sizes = np.bincount(groups, minlength=panes)
+        sizes = np.add.reduceat(counts, starts, dtype=np.intp)
+        low, high = np.where(counts, values, np.inf), np.where(counts, values, -np.inf)
+        values = np.where(counts, values, 0.0)
+    totals = group_sums(values, starts)
+    squared = [part for each in squares(values) for part in group_sums(each, starts)]
+    lows, highs = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
     for pane, size in enumerate(sizes):
         if size:
             yield (
@@ -180,7 +185,7 @@ def _column(column: pl.Series, groups: Any, panes: int) -> Iterable[tuple[int, S
                     exact(float(part[pane]) for part in totals),
                     exact(float(part[pane]) for part in squared),
                     # No minus zero: which of two equal zeros is least is a matter of order.
-                    float(low[pane]) + 0.0,
-                    float(high[pane]) + 0.0,
+                    float(lows[pane]) + 0.0,
+                    float(highs[pane]) + 0.0,
                 ),
             )
