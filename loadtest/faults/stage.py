@@ -137,9 +137,10 @@ class Stage:
         worker = self.workers[number]
         if number in self._leaving:
             return  # it comes back when it has ended
-        self._wanted.add(number)
         if worker.process is None or worker.has_ended():
             worker.start(level="warn")
+        # Only now: whoever looks meanwhile must not take the life before for this one.
+        self._wanted.add(number)
 
     def _kill(self, number: int) -> None:
         self._wanted.discard(number)
