@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -52,6 +53,8 @@ class Kafka(_Section):
     replication_factor: int = Field(default=-1, ge=-1)
     """Of topics that Tidemill creates; -1: the cluster's own default."""
     request_timeout_ms: PositiveInt = 20_000
+    patience_s: NonNegativeFloat = 30.0
+    """How long a trainer that starts waits for a cluster that is starting, too."""
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Kafka:

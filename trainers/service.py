@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from infra.kafka.connection import Connection
+from infra.kafka.reach import ClusterUnreachable
 from infra.kafka.topics import ensure
+from infra.logging import logger
 from infra.settings import Settings
 from schemas.errors import InvalidConfiguration
 from trainers.bulletin import FOLLOWED
 from trainers.store_server import StoreServer
 from trainers.trainer import Trainer
 
+log = logger(__name__)
+
 LOCK_FILE = "trainer.lock"
+_LOOK_AGAIN_S = 1.0
 
 
 async def run_trainer(settings: Settings, connection: Connection) -> None:
@@ -27,10 +33,10 @@ async def run_trainer(settings: Settings, connection: Connection) -> None:
     Raises:
         InvalidConfiguration: another trainer works in the same folder, a port is taken, a topic differs.
         StandbyDied: no process for jobs comes up.
-        ClusterUnreachable: no broker answers.
+        ClusterUnreachable: no broker answers, also after `kafka.patience_s`.
     """
     with _alone(settings.paths.jobs):
-        await ensure(FOLLOWED, connection, replication_factor=settings.kafka.replication_factor)
+        await await_topics(settings, connection)
         server = StoreServer(
             settings.paths.artifacts,
             host=settings.store.host,
@@ -43,6 +49,22 @@ async def run_trainer(settings: Settings, connection: Connection) -> None:
         finally:
             await trainer.stop()
             await server.stop()
+
+
+async def await_topics(settings: Settings, connection: Connection) -> None:
+    """The trainer's topics. A cluster that is starting again, as after a power cut, is waited for."""
+    deadline_s = time.monotonic() + settings.kafka.patience_s
+    while True:
+        try:
+            await ensure(FOLLOWED, connection, replication_factor=settings.kafka.replication_factor)
+            return
+        except ClusterUnreachable as error:
+            if time.monotonic() > deadline_s:
+                raise
+            log.warning(
+                "no broker answers yet, waiting", error=str(error), at_most_s=settings.kafka.patience_s
+            )
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 async def _work(trainer: Trainer) -> None:
