@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -73,12 +74,39 @@ def push(
     file: Annotated[
         Path, typer.Argument(help="NDJSON, CSV, Parquet or Arrow IPC; - reads NDJSON from stdin.")
     ],
+    form: Annotated[
+        Literal["json", "arrow"],
+        typer.Option("--as", help="An event a record, or Arrow frames of some thousand rows."),
+    ] = "json",
+    pipeline: Annotated[
+        str | None, typer.Option(help="Module or file of a pipeline that declares the topic.")
+    ] = None,
+    from_beginning: Annotated[
+        bool, typer.Option(help="Push all of it, whatever an earlier push of the file did.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Push a file's events to a raw topic."""
+    """Push a file's events to a raw topic; run again, it goes on where it stopped."""
     from infra.push import push_file
 
-    pushed = asyncio.run(push_file(settings(), topic, file, console))
-    console.print(f"{pushed:,} events are on {topic}")
+    if pipeline is not None:
+        from streams.load import load_pipeline
+
+        load_pipeline(pipeline)
+    pushed = asyncio.run(
+        push_file(settings(), topic, file, console, form=form, from_beginning=from_beginning)
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(pushed)))
+    there = f"{pushed.sent + pushed.before:,} events are on {topic}"
+    if pushed.stopped:
+        console.print(f"stopped: {there}; the same command goes on from there", soft_wrap=True)
+        raise typer.Exit(130)
+    if pushed.before and not pushed.sent:
+        console.print(f"{there}, all from before; --from-beginning pushes them again", soft_wrap=True)
+    else:
+        rate = f", {pushed.sent / pushed.seconds:,.0f} a second" if pushed.seconds else ""
+        console.print(f"{there}{rate}", soft_wrap=True)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -19,6 +19,34 @@ def partition_for(key: bytes, partitions: int) -> int:
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
+async def send_batches(
+    producer: AIOKafkaProducer,
+    topic: str,
+    partition: int,
+    records: Iterable[tuple[bytes | None, bytes]],
+    *,
+    timestamp_ms: int | None = None,
+    headers: Sequence[Header] = (),
+) -> list[tuple[asyncio.Future, int]]:
+    """Send (key, value) records in order to one partition, as few batches: each one's future and records.
+
+    A future gives the offset of its batch's first record, once the cluster holds the batch.
+    """
+    sent: list[tuple[asyncio.Future, int]] = []
+    named = list(headers)
+    batch = producer.create_batch()
+    for key, value in records:
+        if batch.append(key=key, value=value, timestamp=timestamp_ms, headers=named) is None:
+            batch.close()
+            sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
+            batch = producer.create_batch()
+            batch.append(key=key, value=value, timestamp=timestamp_ms, headers=named)
+    if batch.record_count():
+        batch.close()
+        sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
+    return sent
+
+
 async def send_records(
     producer: AIOKafkaProducer,
     topic: str,
@@ -29,15 +57,5 @@ async def send_records(
     headers: Sequence[Header] = (),
 ) -> list[asyncio.Future]:
     """Send (key, value) records in order to one partition; await the futures to know that they are held."""
-    sent: list[asyncio.Future] = []
-    batch = producer.create_batch()
-    for key, value in records:
-        if batch.append(key=key, value=value, timestamp=timestamp_ms, headers=list(headers)) is None:
-            batch.close()
-            sent.append(await producer.send_batch(batch, topic, partition=partition))
-            batch = producer.create_batch()
-            batch.append(key=key, value=value, timestamp=timestamp_ms, headers=list(headers))
-    if batch.record_count():
-        batch.close()
-        sent.append(await producer.send_batch(batch, topic, partition=partition))
-    return sent
+    sent = await send_batches(producer, topic, partition, records, timestamp_ms=timestamp_ms, headers=headers)
+    return [future for future, _ in sent]

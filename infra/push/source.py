@@ -1,0 +1,129 @@
+"""A file's events in chunks: never the whole of it in memory, and the same chunks whenever it is read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import polars as pl
+
+from schemas.errors import Rejected
+
+CHUNK_ROWS = 50_000
+STDIN = Path("-")
+_BLOCK_BYTES = 4 * 2**20
+_FORMATS = "ndjson, csv, parquet, arrow"
+
+
+class FileUnreadable(Rejected):
+    """The file is none that can be pushed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """So many events, in the file's order: NDJSON lines as they stand, or a table's rows."""
+
+    rows: int
+    lines: list[bytes] | None = None
+    table: pl.DataFrame | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file and what is known of it; `rows` is None where only reading it would tell."""
+
+    file: Path
+    rows: int | None
+    is_table: bool
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All events, `CHUNK_ROWS` at a time, the last chunk what is left.
+
+        Raises:
+            FileUnreadable: it ends early, or a value is none of its column's type; chunks before were good.
+        """
+        return _tables(_scan(self.file)) if self.is_table else _lines(self.file)
+
+
+def open_source(file: Path) -> Source:
+    """Look at a file without reading it.
+
+    Raises:
+        FileUnreadable: it is missing, or of no known format.
+    """
+    if file == STDIN:
+        return Source(file, None, is_table=False)
+    if not file.is_file():
+        raise FileUnreadable(f"there is no file {file}; check the path")
+    if file.suffix.lower() in (".json", ".ndjson", ".jsonl"):
+        return Source(file, None, is_table=False)
+    scanned = _scan(file)
+    try:
+        known = file.suffix.lower() != ".csv"  # counting a CSV's rows is reading it
+        return Source(file, scanned.select(pl.len()).collect().item() if known else None, is_table=True)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise FileUnreadable(f"{file} cannot be read: {error}") from error
+
+
+def _scan(file: Path) -> pl.LazyFrame:
+    match file.suffix.lower():
+        case ".csv":
+            return pl.scan_csv(file, infer_schema_length=None)
+        case ".parquet":
+            return pl.scan_parquet(file, glob=False)
+        case ".arrow" | ".ipc" | ".feather":
+            return pl.scan_ipc(file, glob=False) if _is_ipc_file(file) else pl.read_ipc_stream(file).lazy()
+        case other:
+            raise FileUnreadable(f"{file}: {other or 'no ending'} is none of {_FORMATS}")
+
+
+def _is_ipc_file(file: Path) -> bool:
+    """Whether it is Arrow's file format; the streaming format has no such mark at its beginning."""
+    with file.open("rb") as start:
+        return start.read(6) == b"ARROW1"
+
+
+def _tables(scanned: pl.LazyFrame) -> Iterator[Chunk]:
+    """Batches come in whatever sizes the reader likes: chunks are cut from them."""
+    waiting: list[pl.DataFrame] = []
+    try:
+        for batch in scanned.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
+            waiting.append(batch)
+            while sum(t.height for t in waiting) >= CHUNK_ROWS:
+                whole = pl.concat(waiting)
+                yield Chunk(CHUNK_ROWS, table=whole[:CHUNK_ROWS])
+                waiting = [whole[CHUNK_ROWS:]]
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise FileUnreadable(f"the file cannot be read further: {error}") from error
+    rest = pl.concat(waiting) if waiting else None
+    if rest is not None and rest.height:
+        yield Chunk(rest.height, table=rest)
+
+
+def _lines(file: Path) -> Iterator[Chunk]:
+    waiting: list[bytes] = []
+    with _opened(file) as stream:
+        left = b""
+        while block := stream.read(_BLOCK_BYTES):
+            whole, mark, left_of_block = (left + block).rpartition(b"\n")
+            left = left_of_block
+            if mark:
+                waiting += [line for line in whole.splitlines() if line.strip()]
+            while len(waiting) >= CHUNK_ROWS:
+                yield Chunk(CHUNK_ROWS, lines=waiting[:CHUNK_ROWS])
+                del waiting[:CHUNK_ROWS]
+        if left.strip():
+            waiting.append(left.rstrip(b"\r"))
+    while waiting:
+        own, waiting = waiting[:CHUNK_ROWS], waiting[CHUNK_ROWS:]
+        yield Chunk(len(own), lines=own)
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return sys.stdin.buffer if file == STDIN else file.open("rb")
+    except OSError as error:
+        raise FileUnreadable(f"{file} cannot be read: {error}") from error
