@@ -14,8 +14,10 @@ import numpy as np
 import polars as pl
 
 from infra.dataset import META, Dataset
+from infra.lookback import lookback_tags
 from infra.span import Asked, Codes, Ints, Layout, combined
 from schemas.features import AsOf, Feature, FeatureSpec, Label, Trailing
+from schemas.lookback import QUARANTINED
 
 ORDER = ("_time", "_partition", "_offset", "_row")
 _EVENTS = ""  # no topic has that name
@@ -37,6 +39,9 @@ def compute(events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], spec: Fea
     lookup = _Lookup(frame, sources, spec.features)
     # The key may be a feature too; it stands once.
     own = dict.fromkeys([spec.key, "_time", "_tags", *spec.columns])
+    if spec.tags:
+        behind = lookback_tags(frame, sources[spec.source], spec.tags)
+        frame = frame.with_columns(_tags=pl.concat_list("_tags", behind))
     return frame.select(*own).hstack([c for feature in spec.features for c in _feature(lookup, feature)])
 
 
@@ -77,6 +82,8 @@ def examples(
 ) -> pl.DataFrame:
     """Examples of the events in [start_ms, end_ms) at a dataset version, sorted by event time.
 
+    Events that a tag has quarantined are left out.
+
     Args:
         label_known_by_ms: ignore labels with event time at or after this; None takes all that the
             version holds.
@@ -87,6 +94,7 @@ def examples(
         Key, `_time`, `_tags`, `spec.names()` and, if the spec has one, the label's column.
     """
     names = [spec.key, *spec.columns, *(c for f in spec.features for c in f.by if _is_own(f, c, spec))]
+    names += [c for tag in spec.tags for c in tag.reads()]
     asked = spans(spec, start_ms=start_ms, end_ms=end_ms, label_known_by_ms=label_known_by_ms)
 
     def read(source: str, columns: Sequence[str], span: tuple[int, int]) -> pl.DataFrame:
@@ -95,11 +103,13 @@ def examples(
     events = read(spec.source, names, asked.events)
     sources = {
         source: read(source, columns, asked.features[source])
-        for source, (_, columns) in _reads(spec.features).items()
+        for source, (_, columns) in _all_reads(spec).items()
     }
     rows = compute(events, sources, spec)
     if provenance:
         rows = rows.with_columns(events.sort(ORDER).select(PLACE))
+    # In the dataset, but nothing learns from it and nothing is judged by it.
+    rows = rows.filter(~pl.col("_tags").list.contains(QUARANTINED))
     if spec.label is None:
         return rows
     labels = read(spec.label.source, [spec.label.key, spec.label.column], asked.labels)
@@ -117,7 +127,7 @@ class Spans:
 
 def spans(spec: FeatureSpec, *, start_ms: int, end_ms: int, label_known_by_ms: int | None = None) -> Spans:
     """What `examples` reads, each span half-open in epoch ms."""
-    horizons = {source: horizon_ms for source, (horizon_ms, _) in _reads(spec.features).items()}
+    horizons = {source: horizon_ms for source, (horizon_ms, _) in _all_reads(spec).items()}
     until = end_ms + (spec.label.within_ms if spec.label else 0)
     if label_known_by_ms is not None:
         until = min(until, label_known_by_ms)
@@ -130,6 +140,18 @@ def spans(spec: FeatureSpec, *, start_ms: int, end_ms: int, label_known_by_ms: i
 
 def _is_own(feature: Feature, column: str, spec: FeatureSpec) -> bool:
     return column in feature.by and column not in META and column != spec.key
+
+
+def _all_reads(spec: FeatureSpec) -> dict[str, tuple[int, list[str]]]:
+    """What features and tags read, by source: how far back, and which columns."""
+    reads = _reads(spec.features)
+    for tag in spec.tags:
+        horizon_ms, columns = reads.get(spec.source, (0, []))
+        reads[spec.source] = (
+            max(horizon_ms, tag.horizon_ms()),
+            list(dict.fromkeys([*columns, *tag.reads()])),
+        )
+    return reads
 
 
 def _reads(features: Sequence[Feature]) -> dict[str, tuple[int, list[str]]]:

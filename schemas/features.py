@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from .lookback import Lookback
+
 Aggregate = Literal["mean", "sum", "min", "max", "count"]
 
 
@@ -76,10 +78,14 @@ class FeatureSpec(Struct, frozen=True, kw_only=True):
     columns: tuple[str, ...]
     features: tuple[Feature, ...] = field(default_factory=tuple)
     label: Label | None = None
+    tags: Annotated[
+        tuple[Lookback, ...], Meta(description="tags of the events that are judged by the rows before them")
+    ] = ()
 
     def horizon_ms(self) -> int:
-        """How far back in event time a feature may look."""
+        """How far back in event time a feature or a tag may look."""
         spans = [f.max_age_ms if isinstance(f, AsOf) else f.over_ms for f in self.features]
+        spans += [tag.horizon_ms() for tag in self.tags]
         return max(spans, default=0)
 
     def names(self) -> list[str]:

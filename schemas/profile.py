@@ -44,6 +44,9 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     rows: int = 0
     columns: dict[str, ColumnProfile] = field(default_factory=dict)
+    tags: Annotated[dict[str, int], Meta(description="rows by tag, of the tags that look back")] = field(
+        default_factory=dict
+    )
     label: Annotated[ColumnProfile | None, Meta(description="of the labels that had come by then")] = None
     slices: Annotated[
         dict[str, dict[str, SliceProfile]], Meta(description="by slice column and its value")

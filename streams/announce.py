@@ -400,6 +400,7 @@ def columns_to_remember(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
             wanted[feature.source] |= set(feature.columns.values())
         else:
             wanted[feature.source] |= {c for how, c in feature.aggregates.values() if how != "count"}
+    wanted[spec.source] |= {column for tag in spec.tags for column in tag.reads()}
     wanted[spec.source] |= profiling(pipeline, list(source_schema(pipeline.source))).columns
     if spec.label is not None:
         wanted[spec.label.source] |= {spec.label.key, spec.label.column}

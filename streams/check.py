@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import polars as pl
 
 from schemas import topics
 from schemas.errors import InvalidConfiguration
+from schemas.lookback import Crowding, Isolated, Rare
 from streams import trial
 from streams.check_features import features, labels
 from streams.check_training import training
@@ -19,7 +20,7 @@ from streams.columns import schema_of
 from streams.declared import InvalidPipeline, Place, Problem, nearest
 from streams.load import load_pipeline
 from streams.pipeline import Pipeline, Source
-from streams.tag import LATE, Slice, Tag
+from streams.tag import LATE, Behind, Slice, Tag
 
 Schema = Mapping[str, Any]
 
@@ -219,6 +220,10 @@ def _tags(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
                     each.place, f"slice column {each.column!r} is not there{nearest(each.column, schema)}"
                 )
             continue
+        if isinstance(each, Behind):
+            yield from _behind(each, names, schema)
+            names.add(each.lookback.name)
+            continue
         if each.name == LATE:
             yield Problem(
                 each.place, f"tag {LATE!r} is Tidemill's own, for rows of closed windows; choose another"
@@ -227,6 +232,26 @@ def _tags(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
             yield Problem(each.place, f"tag {each.name!r} is declared twice; rename one")
         names.add(each.name)
         yield from _tag(each, schema)
+
+
+def _behind(tag: Behind, names: Collection[str], schema: Schema) -> Iterator[Problem]:
+    """Mistakes in a tag that judges a row by those before it."""
+    declared = tag.lookback
+    if declared.name in names or declared.name == LATE:
+        yield Problem(tag.place, f"tag {declared.name!r} is declared twice; give one another name=")
+    absent = [c for c in declared.reads() if schema and c not in schema]
+    for column in absent:
+        yield Problem(
+            tag.place, f"tag {declared.name!r} reads column {column!r}, not there{nearest(column, schema)}"
+        )
+    if absent or not schema or isinstance(declared, Rare | Crowding):
+        return
+    numbers = declared.columns if isinstance(declared, Isolated) else (declared.column,)
+    for column in numbers:
+        if not schema[column].is_numeric():
+            yield Problem(
+                tag.place, f"tag {declared.name!r} needs numbers; {column!r} is {schema[column]}; try rare()"
+            )
 
 
 def _window(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:

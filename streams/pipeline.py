@@ -14,7 +14,7 @@ from schemas.features import Feature, FeatureSpec, Label
 from streams.clean import Cleaning
 from streams.declared import Place, here
 from streams.duration import to_ms
-from streams.tag import Tagging
+from streams.tag import Behind, Tagging
 from streams.training import Publish, Training, better_than_champion
 from streams.trigger import Condition
 from streams.window import Windowing
@@ -133,6 +133,7 @@ class Pipeline:
             columns=tuple(self.columns),
             features=tuple(self.features),
             label=label,
+            tags=tuple(t.lookback for t in self.tag if isinstance(t, Behind)),
         )
 
     def horizon_ms(self) -> int:

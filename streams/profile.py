@@ -17,7 +17,12 @@ _LABEL_VALUES = 16
 
 
 def profile_of(
-    rows: pl.DataFrame, columns: Iterable[str], *, label: str | None = None, slices: Iterable[str] = ()
+    rows: pl.DataFrame,
+    columns: Iterable[str],
+    *,
+    label: str | None = None,
+    slices: Iterable[str] = (),
+    tags: str | None = None,
 ) -> Profile:
     """The profile of a window's rows, in any order.
 
@@ -26,14 +31,20 @@ def profile_of(
         columns: what is profiled; columns that are neither numbers, text nor true and false are left out.
         label: the label's column.
         slices: columns whose values part the rows.
+        tags: a column of lists of tags that are to be counted.
     """
     profiled = {c: column_profile(rows.get_column(c)) for c in columns if _can_be_profiled(rows.schema[c])}
     return Profile(
         rows=rows.height,
         columns=profiled,
         label=None if label is None else _label_profile(rows.get_column(label)),
+        tags={} if tags is None else _count_tags(rows.get_column(tags)),
         slices={column: _slices(rows, column, label) for column in slices},
     )
+
+
+def _count_tags(tags: pl.Series) -> dict[str, int]:
+    return dict(sorted(Counter(tags.explode(empty_as_null=True).drop_nulls().to_list()).items()))
 
 
 def column_profile(values: pl.Series) -> ColumnProfile:
@@ -96,6 +107,7 @@ def merge_profiles(profiles: Sequence[Profile]) -> Profile:
         rows=sum(profile.rows for profile in profiles),
         columns={n: _merge_columns([p.columns[n] for p in profiles if n in p.columns]) for n in names},
         label=_merge_columns(labels) if labels else None,
+        tags=dict(sorted(sum((Counter(p.tags) for p in profiles), Counter()).items())),
         slices={c: _merge_slices([p.slices[c] for p in profiles if c in p.slices]) for c in sliced},
     )
 

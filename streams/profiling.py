@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from infra.lookback import lookback_tags
 from infra.point_in_time import compute, with_labels
 from schemas.features import FeatureSpec
 from schemas.profile import Profile
@@ -15,6 +16,8 @@ from streams.pipeline import Pipeline
 from streams.profile import profile_of
 from streams.tag import Slice
 from streams.trigger import History, watched_by
+
+_BEHIND = "_behind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Profiling:
         return {*self.own, *self.slices}
 
     def __bool__(self) -> bool:
-        return bool(self.own or self.computed or self.slices or self.spec.label)
+        return bool(self.own or self.computed or self.slices or self.spec.label or self.spec.tags)
 
     def profiles(
         self,
@@ -52,7 +55,7 @@ class Profiling:
         if not self or not windows:
             return [Profile() for _ in windows]
         first_ms, end_ms = min(w.start_ms for w in windows), max(w.end_ms for w in windows)
-        rows = rows.filter(pl.col("_time") >= first_ms, pl.col("_time") < end_ms)
+        known, rows = rows, rows.filter(pl.col("_time") >= first_ms, pl.col("_time") < end_ms)
         label = self.spec.label
         if label is not None and label.source in sources:
             # The label's column may have the name of one of these, which is null here.
@@ -61,6 +64,8 @@ class Profiling:
         if self.computed:
             features = compute(rows, sources, self.spec).select(self.computed)
             rows = pl.concat([rows.drop(self.computed, strict=False), features], how="horizontal")
+        behind = lookback_tags(rows, known, self.spec.tags).alias(_BEHIND)
+        rows = rows.with_columns(behind)
         times = rows.get_column("_time").to_numpy()
         starts = times.searchsorted([w.start_ms for w in windows])
         ends = times.searchsorted([w.end_ms for w in windows])
@@ -70,6 +75,7 @@ class Profiling:
                 (*self.own, *self.computed),
                 label=label.column if label is not None and label.column in rows.columns else None,
                 slices=self.slices,
+                tags=_BEHIND,
             )
             for window, start, end in zip(windows, starts, ends, strict=True)
         ]

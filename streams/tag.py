@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from schemas.lookback import Lookback
 from streams.declared import Place, here
 
 LATE = "late"
@@ -34,7 +35,15 @@ class Slice:
     place: Place = field(default_factory=here, compare=False)
 
 
-Tagging = Tag | Slice
+@dataclass(frozen=True)
+class Behind:
+    """A tag that judges a row by the rows before it; `streams.unusual` declares them."""
+
+    lookback: Lookback
+    place: Place = field(default_factory=here, compare=False)
+
+
+Tagging = Tag | Slice | Behind
 
 
 def named_tags(tagging: Sequence[Tagging]) -> list[Tag]:

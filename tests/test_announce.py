@@ -44,6 +44,7 @@ from streams.trigger import (
     labelled,
     sustained,
 )
+from streams.unusual import outlier
 from streams.watermark import of_pipeline
 from streams.window import Session, Sliding, Tumbling
 from tests.stream_fixtures import frame_of, heartbeat_headers
@@ -76,7 +77,10 @@ PIPELINE = Pipeline(
     context=[Source("air", schema=Air, event_time="measured", key="place")],
     labels=Labels(Source("truth", schema=Truth, event_time="came", key="id"), column="outcome", within="2s"),
     clean=[between("value", -100, 100), dedupe(within="300ms")],
-    tag=[Tag("high", pl.col("value") > 0)],
+    tag=[
+        Tag("high", pl.col("value") > 0),
+        outlier("value", mad=1, over="2s", every="500ms", minimum_rows=3),
+    ],
     columns=["place", "value"],
     features=[
         AsOf(source="air", by=("place",), columns={"heat": "heat"}, max_age_ms=400, age="heat_age"),

@@ -21,6 +21,7 @@ from streams.pipeline import Labels, Pipeline, Source
 from streams.tag import Slice, Tag
 from streams.training import Training, balanced, better_than_champion, history, last
 from streams.trigger import bias, drift, edge_cases, every, first, hysteresis, label_drift
+from streams.unusual import outlier, rare
 from streams.window import Session, Sliding, Tumbling
 
 weather = Source("weather.hourly", schema=Weather, event_time="observed", key="origin")
@@ -137,6 +138,9 @@ MISTAKES = [
         "looks at other rows",
         "impute(distance)",
     ),
+    ('Slice("carrier")', 'outlier("distnace")', "'distnace'", "'distance'?"),
+    ('Slice("carrier")', 'outlier("carrier")', "needs numbers", "try rare()"),
+    ('Slice("carrier")', 'rare("carrier", 0.1, name="far")', "declared twice", "another name="),
     ("flights:train", "flights:trian", "has no 'trian'", "did you mean 'train'?"),
     (
         "trainers.models.flights",

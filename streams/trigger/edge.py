@@ -16,7 +16,8 @@ class EdgeCases(Threshold):
     tag: str
 
     def score(self, look: Look) -> float:
-        return float(look.history.tags_since_yes.get(self.tag, 0) + look.window.summary.tags.get(self.tag, 0))
+        before = look.history.tags_since_yes.get(self.tag, 0)
+        return float(before + look.window.summary.tags.get(self.tag, 0) + look.profile.tags.get(self.tag, 0))
 
     def pace(self, look: Look) -> float:
         return self.score(look) / (look.history.windows_since_yes + 1)

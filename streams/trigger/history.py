@@ -76,7 +76,7 @@ class History:
             rows_since_yes=0 if yes else self.rows_since_yes + window.summary.rows,
             labelled_since_yes=0 if yes else self.labelled_since_yes + window.labelled,
             last_yes_end_ms=window.window.end_ms if yes else self.last_yes_end_ms,
-            tags_since_yes={} if yes else dict(Counter(self.tags_since_yes) + Counter(window.summary.tags)),
+            tags_since_yes={} if yes else self._tags_with(window, profile),
             scores=self._scores_with(evaluations),
             states={**self.states, **{e.condition: e.state for e in evaluations if e.state}},
         )
@@ -85,6 +85,10 @@ class History:
         if yes and training is not None:
             following = replace(following, trained=training, trained_on=following._profile_of(training))
         return following
+
+    def _tags_with(self, window: WindowClosed, profile: Profile | None) -> Mapping[str, int]:
+        looked_back = Counter(profile.tags) if profile is not None else Counter()
+        return dict(Counter(self.tags_since_yes) + Counter(window.summary.tags) + looked_back)
 
     def _scores_with(self, evaluations: Sequence[Evaluation]) -> Mapping[str, tuple[float, ...]]:
         new = {e.condition: e.score for e in evaluations if e.score is not None}
