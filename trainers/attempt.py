@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from schemas.job import Resources
 from trainers.assignment import Assignment, Began, Done, Failed, Progress, Skipped, Yielded
-from trainers.memory import tree_bytes
+from trainers.memory import private_bytes, tree_bytes
 from trainers.process import JobProcess, StandbyDied, ending
 
 WATCH_S = 0.25
@@ -108,7 +108,10 @@ class Attempt:
             if not self.pid:
                 continue
             self.used_bytes = tree_bytes(self.pid, inherited_bytes=self._inherited_bytes)
-            if self.used_bytes > limit:
+            if self.used_bytes <= limit:
+                continue
+            surely_bytes = private_bytes(self.pid)
+            if surely_bytes is None or surely_bytes > limit:
                 self.stop(
                     f"it took {self.used_bytes / 2**20:,.0f} MiB of memory and had asked for "
                     f"{limit / 2**20:,.0f} MiB; raise its resources' memory_bytes"
