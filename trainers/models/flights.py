@@ -13,6 +13,7 @@ from torch import nn
 
 from schemas.tabular import TabularNetwork, calendar
 from trainers.context import TrainingContext
+from trainers.loader import Loader
 
 _ZONE = "America/New_York"
 _TIME = "scheduled"
@@ -34,7 +35,7 @@ def train(ctx: TrainingContext) -> TabularNetwork:
 
     Parameters: `epochs` (1, from a parent), `first_epochs` (3, without one), `learning_rate` (2e-3, from a
     parent), `first_learning_rate` (5e-3), `batch_rows` (2048), `weight_decay` (0.01), `hidden` ([128, 64]),
-    `dropout` (0.1).
+    `dropout` (0.1), `resident_bytes` (of a table: a larger one is streamed; else `trainers.loader` decides).
     """
     torch.manual_seed(ctx.seed)
     config = _config(ctx)
@@ -127,22 +128,24 @@ def _fit(model: TabularNetwork, ctx: TrainingContext, *, warm: bool) -> None:
     batch_rows = int(params.get("batch_rows", 2048))
     device = ctx.device
     model.to(device)
-    inputs = [t.to(device) for t in model.encode(ctx.rows.to_dict(as_series=True))]
-    truth = ctx.labels().to(device)
-    rows = len(truth)
-    steps = epochs * -(-rows // batch_rows)
+    loader = Loader(
+        (*model.encode(ctx.rows.to_dict(as_series=True)), ctx.labels()),
+        batch_rows=batch_rows,
+        seed=ctx.seed,
+        device=device,
+        resident_bytes=params.get("resident_bytes"),
+    )
+    steps = epochs * len(loader)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rate, weight_decay=float(params.get("weight_decay", 0.01))
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
-    shuffle = torch.Generator().manual_seed(ctx.seed)
     model.train()
     done = 0
     for _ in range(epochs):
-        order = torch.randperm(rows, generator=shuffle).to(device)
-        for batch in order.split(batch_rows):
-            logits = model(*(t[batch] for t in inputs))
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, truth[batch])
+        for *inputs, truth in loader.epoch():
+            logits = model(*inputs)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, truth)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
