@@ -22,8 +22,12 @@ _BEHIND = "_behind"
 
 @dataclass(frozen=True, slots=True)
 class Profiling:
-    """What is profiled of the main source: own columns, computed features, slices, and the label."""
+    """What is profiled of the main source: own columns, computed features, slices, and the label.
 
+    `wanted`: whether anybody reads profiles; where nobody does, none is made.
+    """
+
+    wanted: bool
     own: tuple[str, ...]
     computed: tuple[str, ...]
     slices: tuple[str, ...]
@@ -32,10 +36,12 @@ class Profiling:
     @property
     def columns(self) -> set[str]:
         """Columns of the main source that it reads."""
-        return {*self.own, *self.slices}
+        return {*self.own, *self.slices} if self else set()
 
     def __bool__(self) -> bool:
-        return bool(self.own or self.computed or self.slices or self.spec.label or self.spec.tags)
+        return self.wanted and bool(
+            self.own or self.computed or self.slices or self.spec.label or self.spec.tags
+        )
 
     def profiles(
         self,
@@ -84,6 +90,7 @@ class Profiling:
 def profiling(pipeline: Pipeline, columns: Sequence[str]) -> Profiling:
     """What a pipeline's windows are profiled by: its features' own columns, and what its trigger watches.
 
+    A trigger that only counts reads no profile: then none is made, which would be a third of announcing.
     Features that are computed from other sources are profiled only where the trigger watches them: that costs
     their computation once more.
 
@@ -94,6 +101,7 @@ def profiling(pipeline: Pipeline, columns: Sequence[str]) -> Profiling:
     named = {t.column for t in pipeline.tag if isinstance(t, Slice)} | watched.slices
     computed = [name for feature in spec.features for name in feature.names()]
     return Profiling(
+        wanted=watched.profiles,
         own=tuple(c for c in columns if c in {*spec.columns, *watched.columns}),
         computed=tuple(c for c in computed if watched.features or c in watched.columns),
         slices=tuple(c for c in columns if c in named),
@@ -105,6 +113,6 @@ def beginning(pipeline: Pipeline) -> History:
     """The history before any window: empty, and told what to remember."""
     watched = watched_by(pipeline.train_when)
     windows = watched.windows
-    if pipeline.train is not None and pipeline.train_when is not None:
+    if pipeline.train is not None and watched.profiles:
         windows = max(windows, (pipeline.train.data.windows or 0) + pipeline.publish_when.windows)
     return History(keep=windows, spans=watched.references)

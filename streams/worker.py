@@ -329,7 +329,12 @@ class StreamWorker:
                 if fetched is not None and expected is not None and fetched > expected:
                     await self._read_again(TP(*partition), partition, expected)
             async with self._ledger_lock:
-                idle = {p for p, for_s in silent_s.items() if for_s > idle_s and not self._ledger.is_idle(p)}
+                live = {p: for_s for p, for_s in silent_s.items() if not self._ledger.is_idle(p)}
+            idle = {p for p, for_s in live.items() if for_s > idle_s}
+            if len(idle) == len(live) > 1:
+                # Whoever spoke last carries the watermark on before he rests, too: were all to rest at once,
+                # it would stand where the slowest of them left it.
+                idle.discard(min(live, key=live.__getitem__))
             if idle:
                 await self._say_idle(idle)
 

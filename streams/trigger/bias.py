@@ -26,7 +26,7 @@ class Bias(Comparison):
     of: Literal["share", "label"]
 
     def watched(self) -> Watched:
-        return self.against.watched() | Watched(slices=frozenset([self.column]))
+        return super().watched() | Watched(slices=frozenset([self.column]))
 
     def compare(self, look: Look, reference: Reference) -> Mapping[str, Tested | str]:
         then = reference.profile.slices.get(self.column, {})

@@ -36,7 +36,7 @@ class Comparison(Condition):
         raise NotImplementedError
 
     def watched(self) -> Watched:
-        return self.against.watched()
+        return self.against.watched() | Watched(profiles=True)
 
     def evaluate(self, look: Look) -> Answer:
         reference = self.against.find(look.history)

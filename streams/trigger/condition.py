@@ -33,10 +33,12 @@ class Answer:
 class Watched:
     """What a window's profile must hold for a condition.
 
-    `features`: all of the pipeline's features; `columns`: those by name; `slices`: columns that part rows;
+    `profiles`: whether it reads profiles at all; `features`: all of the pipeline's features; `columns`: those
+    by name; `slices`: columns that part rows;
     `references`: spans [start_ms, end_ms) that are remembered by name; `windows`: how many of the newest.
     """
 
+    profiles: bool = False
     features: bool = False
     columns: frozenset[str] = frozenset()
     slices: frozenset[str] = frozenset()
@@ -45,6 +47,7 @@ class Watched:
 
     def __or__(self, other: Watched) -> Watched:
         return Watched(
+            profiles=self.profiles or other.profiles,
             features=self.features or other.features,
             columns=self.columns | other.columns,
             slices=self.slices | other.slices,

@@ -36,7 +36,7 @@ class Drift(Comparison):
 
     def watched(self) -> Watched:
         own = Watched(features=not self.columns, columns=frozenset(self.columns))
-        return self.against.watched() | own
+        return super().watched() | own
 
     def compare(self, look: Look, reference: Reference) -> Mapping[str, Tested | str]:
         now, then = look.profile.columns, reference.profile.columns
@@ -84,9 +84,6 @@ class Drift(Comparison):
 
 class LabelDrift(Drift):
     """The same of the labels that had come when the window closed."""
-
-    def watched(self) -> Watched:
-        return self.against.watched()
 
     def compare(self, look: Look, reference: Reference) -> Mapping[str, Tested | str]:
         then, now = reference.profile.label, look.profile.label

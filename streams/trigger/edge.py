@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streams.declared import InvalidPipeline, here
-from streams.trigger.condition import Condition, Look
+from streams.trigger.condition import Condition, Look, Watched
 from streams.trigger.pace import Threshold
 
 
@@ -14,6 +14,9 @@ class EdgeCases(Threshold):
     """Rows with a tag since the last yes."""
 
     tag: str
+
+    def watched(self) -> Watched:
+        return Watched(profiles=True)  # tags that look back are counted there
 
     def score(self, look: Look) -> float:
         before = look.history.tags_since_yes.get(self.tag, 0)
