@@ -13,6 +13,8 @@ from infra.kafka import EmbeddedBroker
 from infra.settings import Settings
 from loadtest.ingest import readings
 from loadtest.ingest.run import Options, chosen, run_on
+from loadtest.ingest.side import Side
+from loadtest.ingest.sides import NAMES, SIDES
 from schemas.errors import InvalidConfiguration
 
 QUIET = Console(quiet=True)
@@ -56,3 +58,13 @@ def test_sources_are_spread_evenly_over_partitions(keys: int, partitions: int) -
 def test_a_side_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(InvalidConfiguration, match="'flonk'; there are tidemill"):
         chosen(["tidemill", "flonk"])
+
+
+@pytest.mark.parametrize("side", SIDES, ids=NAMES)
+def test_every_side_says_what_it_is_and_what_it_does_not_do(side: Side) -> None:
+    assert NAMES.count(side.name) == 1
+    assert side.title
+    assert side.forms
+    assert side.durable
+    assert side.event_time
+    assert side.dedupe

@@ -1,8 +1,9 @@
-"""Environments of peers: made by uv on demand, kept in the cache folder, never among the product's own."""
+"""Environments of peers: made by uv or Maven on demand, kept in the cache folder, never the product's own."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,35 @@ def python_of(requirements: Path, cache_dir: Path) -> Path:
     return python
 
 
+def classes_of(project: Path, cache_dir: Path) -> Path:
+    """A folder with `target/classes` and `target/dependency`, built of exactly this Maven project.
+
+    Raises:
+        Absent: Maven or a JDK is missing, or the build fails.
+    """
+    sources = sorted(file for file in project.iterdir() if file.suffix in {".xml", ".java"})
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:12]
+    folder = cache_dir / "bench" / f"{project.name}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        ready = folder / ".ready"
+        if ready.exists():
+            return folder
+        for program in ("mvn", "javac"):
+            if shutil.which(program) is None:
+                raise Absent(f"it is built by Maven and a JDK of 17 or later, but there is no {program} here")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for file in sources:
+            shutil.copy(file, folder)
+        _run(
+            *("mvn", "--quiet", "--batch-mode", "-Dstyle.color=never", "--file", str(folder / "pom.xml")),
+            *("compile", "dependency:copy-dependencies"),
+        )
+        ready.touch()
+    return folder
+
+
 def _uv() -> str:
     beside = Path(sys.executable).with_name("uv")
     found = str(beside) if beside.exists() else shutil.which("uv")
@@ -49,10 +79,16 @@ def _run(*command: str) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INSTALL_S)
     except subprocess.CalledProcessError as error:
-        last = "\n".join(error.stderr.strip().splitlines()[-3:])
-        raise Absent(f"{' '.join(command[1:3])} failed: {last}") from error
+        raise Absent(f"{Path(command[0]).name} failed: {_reason(error.stdout, error.stderr)}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Absent(f"{command[0]} could not be run: {error}") from error
+
+
+def _reason(stdout: str, stderr: str) -> str:
+    """Maven's errors come first and on its standard output; uv's come last."""
+    if errors := [line for line in stdout.splitlines() if line.startswith("[ERROR]")]:
+        return "\n".join(errors[:3])
+    return "\n".join((stderr.strip() or stdout.strip()).splitlines()[-3:])
 
 
 def apart(program: str, requirements: str) -> Callable[[Task], Start]:
@@ -62,5 +98,18 @@ def apart(program: str, requirements: str) -> Callable[[Task], Start]:
         python = python_of(PEERS / requirements, task.cache_dir)
         side = Path(program).stem
         return Start(command=[str(python), str(PEERS / program)], environment=task.environment(side))
+
+    return prepare
+
+
+def java(project: str, main: str) -> Callable[[Task], Start]:
+    """A Maven project of one program."""
+
+    def prepare(task: Task) -> Start:
+        target = classes_of(PEERS / project, task.cache_dir) / "target"
+        classpath = os.pathsep.join([str(target / "classes"), str(target / "dependency" / "*")])
+        return Start(
+            command=["java", "-Xmx1g", "-cp", classpath, main], environment=task.environment(project)
+        )
 
     return prepare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadtest.ingest import tidemill
-from loadtest.ingest.environment import apart
+from loadtest.ingest.environment import apart, java
 from loadtest.ingest.side import Side, own_python
 
 SIDES: tuple[Side, ...] = (
@@ -24,6 +24,13 @@ SIDES: tuple[Side, ...] = (
         forms=("json", "avro"),
         durable="no: counts in a dict",
         event_time="windows by event time, none ever closes",
+    ),
+    Side(
+        name="kafka-streams",
+        title="Kafka Streams, 1 thread",
+        prepare=java("kafka_streams", "Readings"),
+        durable="counts in RocksDB and its changelog, at least once, every 30 s",
+        event_time="watermark by partition, grace 1 s, counts amended until then",
     ),
     Side(
         name="getmany",
