@@ -1,7 +1,8 @@
 """The step from frames to a commit: decode, clean, tag, window, summarise. A pure function of its state.
 
-`prepare` changes nothing: what it learns is in the `Prepared` commit, and `settle` takes it over
-once the ledger holds it. So a commit that fails can be prepared again.
+`sift` needs the records alone, `finish` what the ledger holds, too. Neither changes anything: what is learnt
+is in the `Prepared` commit, and `settle` takes it over once the ledger holds it. So a commit that fails can
+be prepared again.
 """
 
 from __future__ import annotations
@@ -41,6 +42,26 @@ class Counts:
     rows: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Sifted:
+    """One source's rows of a batch, as far as they are told by its records alone; good for one `finish`."""
+
+    source: Source
+    frames: list[Frame]
+    decoded: Decoded
+    rows: pl.DataFrame
+    tally: Tally
+
+
+@dataclass(slots=True)
+class SiftedBatch:
+    """Consecutive frames of any sources and partitions, decoded, cleaned, derived and tagged."""
+
+    frames: Sequence[Frame]
+    now_ms: int
+    sources: list[Sifted]
 
 
 @dataclass(slots=True)
@@ -131,56 +152,80 @@ class Ingest:
         Raises:
             Retryable: the schema of an Avro record cannot be asked for now; nothing is changed.
         """
+        return self.finish(self.sift(frames, now_ms=now_ms))
+
+    def sift(self, frames: Sequence[Frame], *, now_ms: int) -> SiftedBatch:
+        """All that needs nothing but the records: it may run ahead, while the batch before is committed.
+
+        Raises:
+            Retryable: the schema of an Avro record cannot be asked for now.
+        """
         by_topic: dict[str, list[Frame]] = {}
-        advances: dict[Partition, Advance] = {}
         for frame in frames:
             by_topic.setdefault(frame.topic, []).append(frame)
-            partition = (frame.topic, frame.partition)
-            start = advances[partition].start if partition in advances else frame.first
-            advances[partition] = Advance(start, frame.next)
-        prepared = Prepared(self.empty(), {}, [], advances, {}, {}, {})
-        for topic, own in by_topic.items():
-            self._one_source(topic, own, now_ms, prepared)
-        if prepared.by_source:
-            prepared.rows = pl.concat(
-                [rows.select(_padded(rows, self.schema)) for rows in prepared.by_source.values()]
-            )
-        return prepared
+        return SiftedBatch(frames, now_ms, [self._sift(t, own, now_ms) for t, own in by_topic.items()])
 
-    def _one_source(self, topic: str, frames: list[Frame], now_ms: int, prepared: Prepared) -> None:
+    def _sift(self, topic: str, frames: list[Frame], now_ms: int) -> Sifted:
         source = self.pipeline.sources()[topic]
         is_main = topic == self.pipeline.source.topic
         decoded = self._decoders[topic].decode(frames)
-        # Of sessions by key there may be as many in a commit as rows: the rows themselves account for them.
-        accounts = is_main and self.pipeline.window.by is None
-        pane_start = self.pipeline.window.start(pl.col("_time"))
-        tally = Tally(frames, pane_start if accounts else None)
+        tally = Tally(frames, self._pane_start() if self._accounts(topic) else None)
         tally.refused += decoded.refused
         rows = locate(frames, decoded.rows, source=topic, event_time=source.event_time)
         rows = timed(source, rows, now_ms, tally)
         rows = sifted(self.pipeline.rules(topic), rows, tally)
         rows = derived(source.derive, rows, tally, source.place)
         rows = tagged(self.pipeline.tag if is_main else (), rows, tally)
+        return Sifted(source, frames, decoded, rows, tally)
+
+    def _accounts(self, topic: str) -> bool:
+        """Whether commits account for the source's rows by pane.
+
+        Of sessions by key there may be as many in a commit as rows: the rows themselves account for them.
+        """
+        return topic == self.pipeline.source.topic and self.pipeline.window.by is None
+
+    def _pane_start(self) -> pl.Expr:
+        return self.pipeline.window.start(pl.col("_time"))
+
+    def finish(self, batch: SiftedBatch) -> Prepared:
+        """The rest, which asks what the ledger holds by now: repeats, late rows, accounts, watermarks."""
+        advances: dict[Partition, Advance] = {}
+        for frame in batch.frames:
+            partition = (frame.topic, frame.partition)
+            start = advances[partition].start if partition in advances else frame.first
+            advances[partition] = Advance(start, frame.next)
+        prepared = Prepared(self.empty(), {}, [], advances, {}, {}, {})
+        for each in batch.sources:
+            self._finish(each, batch.now_ms, prepared)
+        if prepared.by_source:
+            prepared.rows = pl.concat(
+                [rows.select(_padded(rows, self.schema)) for rows in prepared.by_source.values()]
+            )
+        return prepared
+
+    def _finish(self, sifted: Sifted, now_ms: int, prepared: Prepared) -> None:
+        topic, rows, tally = sifted.source.topic, sifted.rows, sifted.tally
         if topic in self.seen:
             repeats = self.seen[topic].repeats(rows)
             if repeats.any():
                 tally.drop(rows.filter(repeats), DEDUPE)
                 rows = rows.filter(~repeats)
-        if is_main:
+        if topic == self.pipeline.source.topic:
             rows = self._late(rows)
-        if accounts:
+        if self._accounts(topic):
             prepared.accounts = tally.accounts
-            for pane, account in summarise(rows, start=pane_start).items():
+            for pane, account in summarise(rows, start=self._pane_start()).items():
                 tally.add(pane, account)
         prepared.by_source[topic] = rows.drop("_frame", "_index")
         prepared.counts[topic] = Counts(
-            events=decoded.events,
+            events=sifted.decoded.events,
             rows=rows.height,
             rejected=dict(Counter(r.rule for r in tally.refused)),
             dropped=tally.dropped,
         )
         prepared.dead_letters += [dead_letter(self.pipeline.name, r) for r in tally.refused]
-        self._advance_watermarks(source, frames, rows, decoded, prepared, now_ms)
+        self._advance_watermarks(sifted, rows, prepared, now_ms)
 
     def _late(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Tag rows whose window had closed when they came: kept, and announced as an amendment."""
@@ -194,18 +239,13 @@ class Ingest:
         return rows.with_columns(_tags=tagged)
 
     def _advance_watermarks(
-        self,
-        source: Source,
-        frames: list[Frame],
-        rows: pl.DataFrame,
-        decoded: Decoded,
-        prepared: Prepared,
-        now_ms: int,
+        self, sifted: Sifted, rows: pl.DataFrame, prepared: Prepared, now_ms: int
     ) -> None:
+        source = sifted.source
         newest = dict(rows.group_by("_partition").agg(pl.col("_time").max()).iter_rows())
-        for number in {f.partition for f in frames}:
+        for number in {f.partition for f in sifted.frames}:
             partition = (source.topic, number)
-            heartbeat = decoded.heartbeats.get(number)
+            heartbeat = sifted.decoded.heartbeats.get(number)
             if heartbeat is not None:
                 # A wrong clock may not push the watermark further than an event could.
                 heartbeat = min(heartbeat, now_ms + source.future_ms)

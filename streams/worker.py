@@ -1,8 +1,8 @@
 """The ingesting half of a worker: frames in, commits out. Thin around the pure steps.
 
-The ledger decides what a frame is: a repeat (dropped), the next one (taken), or one too far ahead because
-something between got lost on the way (read again). So whatever Kafka's group, Faust's buffers or a
-crash do to frames, a row is committed once.
+While one batch is committed the next is sifted. The ledger decides what a frame is: a repeat (dropped), the
+next one (taken), or one too far ahead because something between got lost on the way (read again). So
+whatever Kafka's group, Faust's buffers or a crash do to frames, a row is committed once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import operator
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from streams.announce import Announced, Commit
 from streams.avro import Writers
 from streams.dedupe import Read
 from streams.herald import Herald
-from streams.ingest import Ingest, Prepared, dataset_schema
+from streams.ingest import Ingest, Prepared, SiftedBatch, dataset_schema
 from streams.keeper import Keeper
 from streams.ledger import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
 from streams.outbox import Outbox, letters_since
@@ -84,6 +85,25 @@ class Totals:
     fenced: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Frames that were sifted ahead of their commit. What was read in an earlier term is not committed."""
+
+    arrived: list[Arrived]
+    sifted: SiftedBatch
+    term: int
+
+
+def _let_go_of(arrived: Iterable[Arrived]) -> None:
+    """Nobody need wait for these any more: they are in the dataset, or will be read again."""
+    for each in arrived:
+        each.done()
+
+
+def _same(frames: Sequence[Frame], others: Sequence[Frame]) -> bool:
+    return len(frames) == len(others) and all(map(operator.is_, frames, others))
+
+
 class StreamWorker:
     """Runs one pipeline in this process. Lives on Faust's event loop."""
 
@@ -113,6 +133,11 @@ class StreamWorker:
         self._ledger_lock = asyncio.Lock()
         self._ingest = Ingest(pipeline, read_keys=self._keys, writers=writers)
         self._queue = FrameQueue(options.batch_rows, options.batch_bytes)
+        self._batches: asyncio.Queue[Batch] = asyncio.Queue()
+        self._ahead = asyncio.Semaphore(1)
+        self._nothing_in_hand = asyncio.Event()
+        self._nothing_in_hand.set()
+        self._term = 0
         self._partitions: set[Partition] = set()
         self._expected: dict[Partition, int] = {}
         self._sought_at: dict[Partition, float] = {}
@@ -149,7 +174,7 @@ class StreamWorker:
         keeper = Keeper(self.uri, self.connection, self._upkeep, is_mine=lambda: self._herald.leads)
         for topic in self.pipeline.sources():
             self._partitions |= {(topic, n) for n in await self._producer.partitions_for(topic)}
-        for part in (self._ingest_forever, self._herald.run, self._watch, keeper.run):
+        for part in (self._sift_forever, self._commit_forever, self._herald.run, self._watch, keeper.run):
             self._tasks.append(asyncio.create_task(self._guarded(part), name=part.__name__))
 
     async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:
@@ -186,7 +211,7 @@ class StreamWorker:
     def _let_go(self) -> None:
         """Nothing more is committed: what was read and is not in the ledger, the next worker reads again."""
         self._let_all_go = True
-        self._queue.drop()
+        self._drop()
         for task in self._tasks:
             task.cancel()
 
@@ -340,15 +365,49 @@ class StreamWorker:
 
     # ── commits ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def _ingest_forever(self) -> None:
+    async def _sift_forever(self) -> None:
+        """Sift one batch ahead of the one that is being committed."""
         while True:
-            await self._queue.changed.wait()
-            if self._queue.rows < self.options.batch_rows:
-                await asyncio.sleep(self.options.coalesce_ms / 1000)
+            await self._ahead.acquire()
+            await self._worth_taking()
             await self._herald.room()
-            arrived = self._queue.take()
+            term, arrived = self._term, self._queue.take()
             try:
-                await self._one_commit(arrived)
+                sifted = await self._sift([each.frame for each in arrived])
+            except BaseException:
+                _let_go_of(arrived)
+                raise
+            self._nothing_in_hand.clear()
+            self._batches.put_nowait(Batch(arrived, sifted, term))
+
+    async def _worth_taking(self) -> None:
+        """A full batch waits, or whatever there is once nothing is being committed."""
+        await self._queue.changed.wait()
+        while self._queue.rows < self.options.batch_rows:
+            await asyncio.sleep(self.options.coalesce_ms / 1000)
+            if self._nothing_in_hand.is_set():
+                break
+        await self._queue.changed.wait()
+
+    async def _sift(self, frames: Sequence[Frame]) -> SiftedBatch:
+        """Sift, and while a schema registry is away, wait and try again: nothing is dropped."""
+        for pause_s in itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1])):
+            try:
+                return await asyncio.to_thread(self._ingest.sift, frames, now_ms=self._now_ms())
+            except Retryable as error:
+                if self._stopping.is_set():
+                    raise
+                log.error("cannot decode, will try again", error=str(error), in_s=pause_s)
+                await asyncio.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    async def _commit_forever(self) -> None:
+        while True:
+            batch = await self._batches.get()
+            self._ahead.release()
+            try:
+                if batch.term == self._term:
+                    await self._one_commit(batch)
             except Fenced as error:
                 self.totals.fenced += 1
                 log.warning("fenced", error=str(error))
@@ -357,12 +416,13 @@ class StreamWorker:
                 log.warning("ends without its last commit", error=str(error))
                 self._let_go()
             finally:
-                for each in arrived:
-                    each.done()
+                _let_go_of(batch.arrived)
+                if self._batches.empty():
+                    self._nothing_in_hand.set()
 
     async def _start_over(self) -> None:
         """Drop all that was read and ask the ledger again."""
-        self._queue.drop()
+        self._drop()
         for pause_s in (*_RETRY_S, None):
             try:
                 await self.consumer.perform_seek()
@@ -376,13 +436,26 @@ class StreamWorker:
             else:
                 return
 
-    async def _one_commit(self, arrived: list[Arrived]) -> None:
+    def _drop(self) -> None:
+        """Forget all that was read and is not in a commit."""
+        self._term += 1
+        self._queue.drop()
+        while not self._batches.empty():
+            _let_go_of(self._batches.get_nowait().arrived)
+            self._ahead.release()
+
+    async def _one_commit(self, batch: Batch) -> None:
         async with self._ledger_lock:
-            frames = self._next_in_line(each.frame for each in arrived)
+            frames = self._next_in_line(each.frame for each in batch.arrived)
+            sifted = batch.sifted
             while frames:
                 began = time.perf_counter()
                 self._stand_by_ledger()
-                prepared = await self._prepare(frames)
+                if sifted is None or not _same(frames, sifted.frames):
+                    # The ledger moved on since they were sifted, or they were finished once already.
+                    sifted = await self._sift(frames)
+                prepared = await asyncio.to_thread(self._ingest.finish, sifted)
+                sifted = None
                 self.totals.prepare_s += time.perf_counter() - began
                 await self._publish_letters(prepared)
                 commit = await self._commit(prepared)
@@ -399,18 +472,6 @@ class StreamWorker:
         self.totals.rows += prepared.rows.height
         self.totals.dead_letters += len(prepared.dead_letters)
         self._herald.committed(commit)
-
-    async def _prepare(self, frames: Sequence[Frame]) -> Prepared:
-        """Prepare, and while a schema registry is away, wait and try again: nothing is dropped."""
-        for pause_s in itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1])):
-            try:
-                return await asyncio.to_thread(self._ingest.prepare, frames, now_ms=self._now_ms())
-            except Retryable as error:
-                if self._stopping:
-                    raise
-                log.error("cannot decode, will try again", error=str(error), in_s=pause_s)
-                await asyncio.sleep(pause_s)
-        raise AssertionError("unreachable")
 
     def _next_in_line(self, frames: Iterable[Frame]) -> list[Frame]:
         """The frames, held against the ledger once more: it may have moved since they were queued."""
