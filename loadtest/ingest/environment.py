@@ -91,13 +91,13 @@ def _reason(stdout: str, stderr: str) -> str:
     return "\n".join((stderr.strip() or stdout.strip()).splitlines()[-3:])
 
 
-def apart(program: str, requirements: str) -> Callable[[Task], Start]:
-    """A program in an environment of its own."""
+def apart(program: str, requirements: str, runner: tuple[str, ...] = ()) -> Callable[[Task], Start]:
+    """A program in an environment of its own, by Python or by that environment's `python -m runner`."""
 
     def prepare(task: Task) -> Start:
         python = python_of(PEERS / requirements, task.cache_dir)
         side = Path(program).stem
-        return Start(command=[str(python), str(PEERS / program)], environment=task.environment(side))
+        return Start(command=[str(python), *runner, str(PEERS / program)], environment=task.environment(side))
 
     return prepare
 

@@ -33,6 +33,13 @@ SIDES: tuple[Side, ...] = (
         event_time="watermark by partition, grace 1 s, counts amended until then",
     ),
     Side(
+        name="bytewax",
+        title="Bytewax, 1 worker",
+        prepare=apart("bytewax_flow.py", "bytewax_flow.txt", ("-m", "bytewax.run")),
+        durable="no: state in memory, no recovery store",
+        event_time="watermark by key, 1 s; closed windows final, later rows dropped",
+    ),
+    Side(
         name="getmany",
         title="aiokafka getmany",
         prepare=own_python("getmany.py"),
