@@ -40,6 +40,13 @@ SIDES: tuple[Side, ...] = (
         event_time="watermark by key, 1 s; closed windows final, later rows dropped",
     ),
     Side(
+        name="quix",
+        title="Quix Streams",
+        prepare=apart("quix.py", "quix.txt"),
+        durable="counts in RocksDB and its changelog, at least once, every 5 s",
+        event_time="watermark by partition, grace 1 s; closed windows final, later rows dropped",
+    ),
+    Side(
         name="getmany",
         title="aiokafka getmany",
         prepare=own_python("getmany.py"),
