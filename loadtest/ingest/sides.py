@@ -47,6 +47,13 @@ SIDES: tuple[Side, ...] = (
         event_time="watermark by partition, grace 1 s; closed windows final, later rows dropped",
     ),
     Side(
+        name="pathway",
+        title="Pathway, 1 worker",
+        prepare=apart("pathway_flow.py", "pathway_flow.txt"),
+        durable="no: state in memory, no persistence",
+        event_time="windows by event time, none ever closes",
+    ),
+    Side(
         name="getmany",
         title="aiokafka getmany",
         prepare=own_python("getmany.py"),
