@@ -14,7 +14,9 @@ from rich.table import Table
 from infra.command.app import answers, app, console, settings
 
 bench = typer.Typer(
-    name="bench", help="Measure: ingest beside its peers, faults, drift, jobs.", no_args_is_help=True
+    name="bench",
+    help="Measure: ingest and training beside others, faults, drift, jobs.",
+    no_args_is_help=True,
 )
 app.add_typer(bench)
 
@@ -220,3 +222,33 @@ def fuzz(
         print(json.dumps(said))
     if not fuzzed.holds():
         raise typer.Exit(1)
+
+
+@bench.command()
+def train(
+    days: Annotated[int, typer.Option(min=2, help="Days of the demo's year that the table holds.")] = 60,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every side trains.")] = 5,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 2048,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    seed: Annotated[int, typer.Option(help="Weights and order depend on it alone.")] = 0,
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """How many rows a second train, beside torch's DataLoader and tensors in memory."""
+    from loadtest.train.run import Options, measure
+
+    options = Options(days=days, rounds=rounds, batch_rows=batch_rows, threads=threads, seed=seed)
+    with console.status("") as status:
+        result = measure(options, said=status.update)
+    file = result.write(to or settings().paths.home / "bench")
+    console.print(result.table())
+    for target in result.targets():
+        met = "met" if target["met"] else "[red]not met[/]"
+        console.print(
+            f"against {target['title']}: {target['cpu']:.2f} by CPU, {target['rate']:.2f} by the clock, "
+            f"at least {target['at_least']:g} promised: {met}",
+            highlight=False,
+        )
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(result.as_json()))

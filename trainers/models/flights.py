@@ -38,7 +38,7 @@ def train(ctx: TrainingContext) -> TabularNetwork:
     `dropout` (0.1), `resident_bytes` (of a table: a larger one is streamed; else `trainers.loader` decides).
     """
     torch.manual_seed(ctx.seed)
-    config = _config(ctx)
+    config = config_of(ctx)
     parent = ctx.parent_config
     warm = parent is not None and ctx.parent is not None and _is_alike(config, parent)
     if warm:
@@ -53,7 +53,7 @@ def train(ctx: TrainingContext) -> TabularNetwork:
     return model
 
 
-def _config(ctx: TrainingContext) -> dict[str, Any]:
+def config_of(ctx: TrainingContext) -> dict[str, Any]:
     """The network that suits these columns."""
     columns = {name: ctx.rows.get_column(name) for name in ctx.features}
     texts = [n for n, c in columns.items() if c.dtype == pl.String and n in _WIDTHS]
