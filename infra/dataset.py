@@ -1,7 +1,7 @@
 """A pipeline's dataset, read at exactly the version that somebody names.
 
 A dataset is one Delta table: all sources' rows in one flat schema, each row with the meta columns below.
-Streams append to it (`streams.ledger`); trainers and engineers read it here. A version never changes.
+Streams append to it (`streams.ledger.commit`); trainers and engineers read it here. A version never changes.
 
 Meta columns: `_source` (topic), `_partition`, `_offset`, `_row` (identity of the row), `_time` (event
 time, epoch ms UTC), `_tags`.

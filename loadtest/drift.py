@@ -2,7 +2,7 @@
 
     tidemill bench drift [--json]
 
-Windows of made-up rows go through what runs live: each is profiled (`streams.profile`), and `drift()` at its
+Windows of made-up rows go through what runs live: each is profiled (`streams.summary`), and `drift()` at its
 default settings holds it against the merged profile of the windows before a training. Windows share nothing
 but the reference, which is drawn anew for every twenty of them, as trainings would.
 """
@@ -18,7 +18,7 @@ import polars as pl
 
 from schemas.profile import Profile
 from schemas.window import Summary, Window, WindowClosed
-from streams.profile import merge_profiles, profile_of
+from streams.summary.profile import merge_profiles, profile_of
 from streams.trigger import Condition, History, Look, Reference, drift
 
 SHIFT_SIGMA = 0.1

@@ -15,10 +15,10 @@ from faust.types import TP
 from infra import settings as configuration
 from infra.kafka.connection import Connection, connect_to
 from infra.settings_model import Settings
-from streams.check import refuse_mistakes
+from streams.check.pipeline import refuse_mistakes
+from streams.decode.schema_registry import writers_for
+from streams.ledger.positions import PositionLost
 from streams.load import Loaded, load_pipeline
-from streams.positions import PositionLost
-from streams.schema_registry import writers_for
 from streams.transport import FrameTopic, register
 from streams.worker import StreamWorker
 

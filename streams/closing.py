@@ -14,7 +14,7 @@ from functools import singledispatch
 from typing import Protocol
 
 from schemas.window import Window
-from streams.summary import Account, merge
+from streams.summary.account import Account, merge
 from streams.window import Pane, Session, Sliding, Windowing
 
 # Closed windows whose whole account an amendment can give lie so many panes back; of older ones, what came

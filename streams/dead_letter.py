@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 
 from schemas.dead_letter import DeadLetter
-from streams.refused import Refused
+from streams.decode.refused import Refused
 
 MOST_BYTES = 10 * 2**20
 """Of key, value and headers together: in base64 they must fit a record of the dead-letter topic."""

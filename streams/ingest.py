@@ -18,17 +18,17 @@ import polars as pl
 from infra.dataset import META
 from schemas.dead_letter import DeadLetter
 from streams import watermark
-from streams.avro import Writers
 from streams.clean import DEDUPE, Dedupe
-from streams.columns import schema_of
 from streams.dead_letter import dead_letter
-from streams.decode import Decoded, Decoder
+from streams.decode.avro import Writers
+from streams.decode.columns import schema_of
+from streams.decode.records import Decoded, Decoder
 from streams.dedupe import Read, Seen
-from streams.ledger import Advance, Partition
+from streams.ledger.commit import Advance, Partition
 from streams.locate import locate
 from streams.pipeline import Pipeline, Source
 from streams.sift import Tally, derived, sifted, tagged, timed
-from streams.summary import Account, summarise
+from streams.summary.account import Account, summarise
 from streams.tag import LATE
 from streams.transport.frame import Frame
 from streams.window import Pane
@@ -93,7 +93,7 @@ def _name(partition: Partition) -> str:
 def dataset_schema(pipeline: Pipeline) -> dict[str, pl.DataType]:
     """Columns of a pipeline's dataset, meta columns apart: the union over its sources.
 
-    Sources may share a column's name only with the same type; `streams.check` says so beforehand.
+    Sources may share a column's name only with the same type; `streams.check.pipeline` says so beforehand.
     """
     columns: dict[str, pl.DataType] = {}
     for source in pipeline.sources().values():

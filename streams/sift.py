@@ -14,10 +14,10 @@ from polars.exceptions import PanicException, PolarsError
 from schemas.dead_letter import Reason
 from streams.clean import Cleaning, Dedupe, Mend, Rule, failing
 from streams.declared import Place
+from streams.decode.refused import Refused, refuse_rows
 from streams.evaluate import evaluate, refuse_all_failing
 from streams.pipeline import Source
-from streams.refused import Refused, refuse_rows
-from streams.summary import Account, merge
+from streams.summary.account import Account, merge
 from streams.tag import Tagging, named_tags, tags
 from streams.transport.frame import Frame
 from streams.window import Pane

@@ -29,16 +29,16 @@ from schemas import topics
 from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration, Retryable
 from streams import watermark
-from streams.announce import Announced, Commit
-from streams.avro import Writers
+from streams.announce.fold import Announced, Commit
+from streams.announce.herald import Herald
+from streams.announce.outbox import Outbox, letters_since
+from streams.decode.avro import Writers
 from streams.dedupe import Read
-from streams.herald import Herald
 from streams.ingest import Ingest, Prepared, SiftedBatch, dataset_schema
-from streams.keeper import Keeper
-from streams.ledger import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
-from streams.outbox import Outbox, letters_since
+from streams.ledger.commit import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
+from streams.ledger.keeper import Keeper
+from streams.ledger.positions import PositionLost, check_position, partition_gone
 from streams.pipeline import Pipeline
-from streams.positions import PositionLost, check_position, partition_gone
 from streams.queue import Arrived, FrameQueue
 from streams.transport.frame import Frame
 

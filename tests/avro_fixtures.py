@@ -13,7 +13,7 @@ from typing import Any
 
 import fastavro
 
-from streams.avro import WriterSchema, parse
+from streams.decode.avro import WriterSchema, parse
 
 READING = {
     "type": "record",

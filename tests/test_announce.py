@@ -21,16 +21,16 @@ from schemas.features import AsOf, Trailing
 from schemas.profile import WindowProfiled
 from schemas.topics import DECISIONS, FEATURES, JOBS, PROFILES, WINDOWS
 from schemas.window import WindowAmended, WindowClosed
-from streams.announce import Announced, Announcer, Commit, Progress
+from streams.announce.fold import Announced, Announcer, Commit, Progress
+from streams.announce.log import keep, read_commit, recall
+from streams.announce.outbox import Standing
+from streams.announce.snapshot import Snapshot
 from streams.clean import between, dedupe
 from streams.closing import closing
 from streams.ingest import Ingest, dataset_schema
-from streams.ledger import Ledger
-from streams.log import keep, read_commit, recall
-from streams.outbox import Standing
+from streams.ledger.commit import Ledger
 from streams.pipeline import Labels, Pipeline, Source
-from streams.profiling import beginning
-from streams.snapshot import Snapshot
+from streams.summary.profiling import beginning
 from streams.tag import Tag
 from streams.training import Training, better_than_champion, last
 from streams.trigger import (

@@ -14,8 +14,8 @@ from polars.testing import assert_frame_equal
 
 from schemas.envelope import CONFLUENT_AVRO
 from schemas.topics import CONTENT_TYPE_HEADER
-from streams import avro
-from streams.decode import Decoded, Decoder
+from streams.decode import avro
+from streams.decode.records import Decoded, Decoder
 from tests.avro_fixtures import READING, Known, avro_of, record_schema
 from tests.stream_fixtures import Reading, frame_of, heartbeat_headers
 from tests.test_decode import GOOD, GOOD_BYTES, SCHEMA, wild_records

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.window import Window, WindowAmended, WindowClosed
-from streams.announce import Announcer, Commit, Progress, accounts, remember_from_ms
+from streams.announce.fold import Announcer, Commit, Progress, accounts, remember_from_ms
 from streams.clean import between
 from streams.closing import Closing, Sessions, Turn, closing
 from streams.ingest import Ingest
 from streams.pipeline import Pipeline, Source
-from streams.summary import Account
+from streams.summary.account import Account
 from streams.tag import Tag
 from streams.window import Pane, Session, Sliding, Tumbling, Windowing
 from tests.stream_fixtures import frame_of

@@ -35,14 +35,14 @@ from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration
 from schemas.job import JobRequested, JobSkipped
 from schemas.model import ModelPublished
-from streams.announce import Progress
+from streams.announce.fold import Progress
+from streams.announce.log import read_commit, recall
 from streams.closing import closing
-from streams.compaction import Compacted, CompactionNotWritten, CompactionOvertaken, compact
-from streams.keeper import Keeper
-from streams.ledger import Ledger, Overtaken
-from streams.log import read_commit, recall
-from streams.profiling import beginning
-from streams.retention import references, vacuum
+from streams.ledger.commit import Ledger, Overtaken
+from streams.ledger.compaction import Compacted, CompactionNotWritten, CompactionOvertaken, compact
+from streams.ledger.keeper import Keeper
+from streams.ledger.retention import references, vacuum
+from streams.summary.profiling import beginning
 from tests.test_announce import PIPELINES, announcer, committed
 from tests.test_ledger import SCHEMA, A, B, commit, small_disk
 
@@ -153,9 +153,9 @@ def fresh(pipeline: Any) -> Progress:
 APPENDING = """
 import sys
 from pathlib import Path
-from streams.ledger import Overtaken
+from streams.ledger.commit import Overtaken
 from tests.test_ledger import SCHEMA, commit
-from streams.ledger import Ledger
+from streams.ledger.commit import Ledger
 uri, partition, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 ledger = Ledger(uri, SCHEMA)
 for n in range(count):
@@ -197,7 +197,7 @@ def test_of_two_that_compact_the_same_files_one_gives_way(
 ) -> None:
     uri = tmp_path / "p"
     of_commits(uri, 5)
-    import streams.compaction as module
+    import streams.ledger.compaction as module
 
     real = module._entry
 
@@ -216,7 +216,7 @@ def test_of_two_that_compact_the_same_files_one_gives_way(
 def test_an_append_that_comes_first_is_let_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = tmp_path / "p"
     ledger = of_commits(uri, 5)
-    import streams.compaction as module
+    import streams.ledger.compaction as module
 
     real = module._entry
 
@@ -249,7 +249,7 @@ def counting(real):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return call
-from streams.compaction import compact
+from streams.ledger.compaction import compact
 import polars as pl
 os.fsync, os.link = counting(os.fsync), counting(os.link)
 pl.DataFrame.write_parquet = counting(pl.DataFrame.write_parquet)

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 from schemas.envelope import ARROW_STREAM
 from schemas.topics import CONTENT_TYPE_HEADER
 from streams.dead_letter import MOST_BYTES, dead_letter
-from streams.decode import MAX_RECORD_BYTES, Decoded, Decoder
+from streams.decode.records import MAX_RECORD_BYTES, Decoded, Decoder
 from streams.transport.frame import Frame
 from tests.stream_fixtures import ARROW_HEADERS, Reading, arrow_of, frame_of, heartbeat_headers
 

@@ -16,8 +16,8 @@ from schemas.decision import Evaluation
 from schemas.errors import InvalidConfiguration
 from schemas.profile import Profile
 from schemas.window import Summary, Window, WindowClosed
-from streams.profile import profile_of
-from streams.sketch import points_of
+from streams.summary.profile import profile_of
+from streams.summary.sketch import points_of
 from streams.trigger import (
     Condition,
     History,

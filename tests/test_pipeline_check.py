@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import InvalidConfiguration
-from streams.check import check, refuse_mistakes
+from streams.check.pipeline import check, refuse_mistakes
 from streams.load import load_pipeline
 
 GOOD = """\

@@ -10,8 +10,8 @@ import pytest
 from infra.kafka.ports import free_port
 from infra.settings import SchemaRegistry as Options
 from schemas.errors import InvalidConfiguration, Retryable
+from streams.decode.schema_registry import SchemaRegistry, writers_for
 from streams.pipelines.flights import flights
-from streams.schema_registry import SchemaRegistry, writers_for
 from tests.avro_fixtures import READING, registry
 
 TEXT = json.dumps(READING)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.profile import column_profile, merge_profiles, profile_of
-from streams.sketch import Points, merged, pack, points_of, unpack
+from streams.summary.profile import column_profile, merge_profiles, profile_of
+from streams.summary.sketch import Points, merged, pack, points_of, unpack
 
 SIZES = [1, 2, 3, 7, 1_999, 2_000, 2_001, 4_000, 4_001, 4_096, 5_000, 123_457]
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.window import Moments
-from streams.exact import exact, group_sums, real, squares
-from streams.summary import Account, announced, merge, summarise
+from streams.summary.account import Account, announced, merge, summarise
+from streams.summary.exact import exact, group_sums, real, squares
 from streams.window import Pane
 
 measured = st.floats(-1e6, 1e6) | st.floats(-1e140, 1e140) | st.sampled_from([0.1, 1e16, 1.0, -1e16, -0.0])

@@ -25,7 +25,7 @@ from faust.types import TP
 from infra.kafka import EmbeddedBroker
 from infra.kafka.storage import NODE_ID
 from streams.dead_letter import dead_letter
-from streams.decode import Decoder
+from streams.decode.records import Decoder
 from streams.transport.fetch import _drain
 from streams.transport.frame import Frame, read_frame
 from streams.transport.inflate import MAX_BATCH_BYTES, Batches

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from infra.demo.flights import DAY_MS, FIRST_DAY_MS
-from streams.ledger import Ledger
+from streams.ledger.commit import Ledger
 from tests.worker_fixtures import (
     Cluster,
     Outcome,

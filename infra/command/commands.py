@@ -160,7 +160,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Find a pipeline's mistakes before anything runs: each with its line and the way out."""
-    from streams.check import check as find
+    from streams.check.pipeline import check as find
 
     problems = find(pipeline)
     if as_json:

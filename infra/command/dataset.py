@@ -33,7 +33,7 @@ def accept_gap(
     """Go on behind records that expired unread. The ledger keeps which, and who decided it."""
     from infra.kafka.cluster import find_cluster
     from infra.kafka.connection import connect_to
-    from streams.gap import accept_gap as accept
+    from streams.ledger.gap import accept_gap as accept
     from streams.load import load_pipeline
 
     configured = settings()

@@ -100,7 +100,7 @@ def compact(
     as_json: Json = False,
 ) -> None:
     """Make large files of small ones, while workers and readers go on."""
-    from streams.compaction import compact as compact_once
+    from streams.ledger.compaction import compact as compact_once
 
     configured = settings()
     uri = _uri(configured, name)
@@ -135,8 +135,8 @@ def vacuum(
 ) -> None:
     """Delete files of versions that are old and that no model and no open job refers to."""
     from infra.kafka.cluster import find_cluster
-    from streams.retention import references
-    from streams.retention import vacuum as vacuum_once
+    from streams.ledger.retention import references
+    from streams.ledger.retention import vacuum as vacuum_once
 
     configured = settings()
     uri = _uri(configured, name)

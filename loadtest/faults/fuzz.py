@@ -18,7 +18,7 @@ from typing import Any
 
 from loadtest.faults.malformed import AVRO_SCHEMA, SCHEMA_ID, Made, records
 from loadtest.faults.pipeline import pipeline
-from streams.avro import WriterSchema, parse
+from streams.decode.avro import WriterSchema, parse
 from streams.ingest import Ingest, Prepared
 from streams.transport.frame import Frame
 

@@ -40,8 +40,8 @@ def arm(where: str, strike: Callable[[], None]) -> None:
     """Have `strike` called whenever the process comes to that place."""
     from aiokafka import AIOKafkaProducer
 
-    import streams.ledger
-    from streams.ledger import Ledger
+    import streams.ledger.commit
+    from streams.ledger.commit import Ledger
 
     if where == "announcing":
         send = AIOKafkaProducer.send
@@ -53,13 +53,13 @@ def arm(where: str, strike: Callable[[], None]) -> None:
 
         AIOKafkaProducer.send = sent  # type: ignore[method-assign]
     elif where == "before the flush":
-        flush = streams.ledger.make_durable
+        flush = streams.ledger.commit.make_durable
 
         def flushed(uri: str, version: int) -> None:
             strike()
             flush(uri, version)
 
-        streams.ledger.make_durable = flushed
+        streams.ledger.commit.make_durable = flushed
     elif where in ("before a commit", "after a commit"):
         commit = Ledger.commit
 

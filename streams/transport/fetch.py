@@ -24,7 +24,7 @@ from faust.transport.drivers.aiokafka import (
 )
 from faust.types import TP
 
-from streams.positions import PositionLost, expired, made_anew
+from streams.ledger.positions import PositionLost, expired, made_anew
 from streams.transport.frame import Frame, read_frame
 
 # Faust waits 1.5 s for a fetch to fill; a record should not wait for company.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from schemas.profile import ColumnProfile
 from streams.declared import InvalidPipeline, here
-from streams.sketch import unpack
+from streams.summary.sketch import unpack
 from streams.trigger.compare import Comparison, check_options
 from streams.trigger.condition import Condition, Look, Watched
 from streams.trigger.history import Reference

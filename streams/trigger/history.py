@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from schemas.decision import Evaluation
 from schemas.profile import Profile
 from schemas.window import Window, WindowClosed
-from streams.profile import merge_profiles
+from streams.summary.profile import merge_profiles
 
 _SCORES = 8
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from streams.sketch import Points
+from streams.summary.sketch import Points
 
 Tested = tuple[float, float]
 """Distance and p-value."""

@@ -3,7 +3,7 @@
 A value is the byte 0, the writer's schema id (four bytes, big-endian), and the Avro body (Avro 1.11,
 "Binary encoding"). Bodies of one writer's schema are read together, as the one block of an Avro file that is
 made up around them: a twelfth of the cost of reading them one by one. A block has no bounds between its
-records, and its reader panics on some bytes; so `streams.avro_walk` looks at every body first.
+records, and its reader panics on some bytes; so `streams.decode.avro_walk` looks at every body first.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import polars as pl
 
 from schemas.dead_letter import Reason
 from schemas.errors import Rejected
-from streams.arrow import NotRows, conform
-from streams.avro_walk import TYPES, Field, walk
-from streams.columns import Column
+from streams.decode.arrow import NotRows, conform
+from streams.decode.avro_walk import TYPES, Field, walk
+from streams.decode.columns import Column
 
 MAGIC = 0
 HEAD_BYTES = 5

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from infra.dataset import Dataset
-from streams import snapshot
-from streams.announce import (
+from streams.announce import snapshot
+from streams.announce.fold import (
     EVER_MS,
     Commit,
     Progress,

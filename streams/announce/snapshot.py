@@ -1,6 +1,6 @@
 """Where the fold over the log stood at a version: a cache, so that an announcer need not read the whole log.
 
-Never a second truth: it is what `streams.log.recall` makes of the log, it names the log entry that it stands
+Never a second truth: it is what `log.recall` makes of the log, it names the log entry that it stands
 behind by its digest, and one that is gone, cut, of another entry or of other windows is passed over.
 """
 
@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from infra.atomic_file import write_bytes
 from streams.closing import Closed, Closing, Grid, Sessions
-from streams.summary import Account
+from streams.summary.account import Account
 from streams.window import Pane, Session, Sliding, Windowing
 
 # A restart announces the newest version again: so the newest snapshot may be one too far.

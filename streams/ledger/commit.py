@@ -31,7 +31,7 @@ CHECKPOINT_EVERY = 100
 _TABLE_SETTINGS = {
     "delta.logRetentionDuration": "interval 36500 days",
     "delta.checkpointInterval": str(CHECKPOINT_EVERY),
-    # How long checkpoints name files that a compaction replaced; `streams.retention` keeps the files longer.
+    # How long checkpoints name files that a compaction replaced; `retention` keeps the files longer.
     "delta.deletedFileRetentionDuration": "interval 1 hours",
 }
 _PIPELINE = "watermark"

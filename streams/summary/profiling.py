@@ -13,7 +13,7 @@ from schemas.features import FeatureSpec
 from schemas.profile import Profile
 from schemas.window import Window
 from streams.pipeline import Pipeline
-from streams.profile import profile_of
+from streams.summary.profile import profile_of
 from streams.tag import Slice
 from streams.trigger import History, watched_by
 

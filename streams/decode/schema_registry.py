@@ -18,7 +18,7 @@ import structlog
 
 from infra.settings import SchemaRegistry as Options
 from schemas.errors import InvalidConfiguration, Retryable
-from streams.avro import NotASchema, Writers, WriterSchema, parse
+from streams.decode.avro import NotASchema, Writers, WriterSchema, parse
 from streams.pipeline import Pipeline
 
 log = structlog.get_logger(__name__)

@@ -11,13 +11,13 @@ import polars as pl
 from schemas import topics
 from schemas.errors import InvalidConfiguration
 from schemas.lookback import Crowding, Isolated, Rare
-from streams import trial
-from streams.check_features import features, labels
-from streams.check_training import training
-from streams.check_trigger import trigger
+from streams.check import trial
+from streams.check.features import features, labels
+from streams.check.training import training
+from streams.check.trigger import trigger
 from streams.clean import Cleaning, Dedupe, Mend, Rule
-from streams.columns import schema_of
 from streams.declared import InvalidPipeline, Place, Problem, nearest
+from streams.decode.columns import schema_of
 from streams.load import load_pipeline
 from streams.pipeline import Pipeline, Source
 from streams.tag import LATE, Behind, Slice, Tag

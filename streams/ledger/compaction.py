@@ -27,7 +27,7 @@ from deltalake import DeltaTable
 from infra.atomic_file import create_bytes, flush
 from infra.dataset import COMMIT_METADATA, open_table
 from schemas.errors import Rejected, Retryable
-from streams.ledger import CHECKPOINT_EVERY, make_durable
+from streams.ledger.commit import CHECKPOINT_EVERY, make_durable
 
 # Files of one class differ in size by no more than this factor: so a row is rewritten a few times in all.
 _CLASS = 8

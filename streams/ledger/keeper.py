@@ -15,8 +15,8 @@ from deltalake.exceptions import DeltaError
 from infra.kafka.connection import Connection
 from infra.settings_model import Upkeep
 from schemas.errors import TidemillError
-from streams.compaction import compact
-from streams.retention import references, vacuum
+from streams.ledger.compaction import compact
+from streams.ledger.retention import references, vacuum
 
 log = structlog.get_logger(__name__)
 

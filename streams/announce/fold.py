@@ -27,8 +27,8 @@ from schemas.window import Window, WindowAmended, WindowClosed
 from streams.closing import Closing, Turn
 from streams.ingest import source_schema
 from streams.pipeline import Pipeline
-from streams.profiling import profiling
-from streams.summary import Account, announced, summarise
+from streams.summary.account import Account, announced, summarise
+from streams.summary.profiling import profiling
 from streams.training import job_for
 from streams.trigger import History, decide
 from streams.window import Pane

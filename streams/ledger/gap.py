@@ -13,9 +13,9 @@ from aiokafka.structs import TopicPartition
 from infra.kafka.connection import Connection
 from schemas.errors import InvalidConfiguration
 from streams.ingest import dataset_schema
-from streams.ledger import Advance, Ledger, Partition
+from streams.ledger.commit import Advance, Ledger, Partition
+from streams.ledger.positions import PositionLost, check_position
 from streams.pipeline import Pipeline
-from streams.positions import PositionLost, check_position
 
 
 class NoGap(InvalidConfiguration):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from schemas.profile import ColumnProfile, Profile, SliceProfile
-from streams.sketch import merged, pack, points_of, unpack
+from streams.summary.sketch import merged, pack, points_of, unpack
 
 _CATEGORIES = 256
 _SLICES = 64

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from schemas.features import AsOf, Feature
-from streams import trial
+from streams.check import trial
 from streams.declared import InvalidPipeline, Problem, nearest
 from streams.duration import to_ms
 from streams.pipeline import Pipeline

@@ -20,8 +20,8 @@ from schemas.decision import Decision
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap_as
 from schemas.profile import Profile, WindowProfiled
 from schemas.window import WindowClosed
-from streams.announce import Announced, after_decision
-from streams.ledger import Partition
+from streams.announce.fold import Announced, after_decision
+from streams.ledger.commit import Partition
 from streams.trigger import History
 
 OUTBOX_TOPICS = (

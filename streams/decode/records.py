@@ -18,10 +18,10 @@ import polars as pl
 from schemas.dead_letter import Reason
 from schemas.envelope import ARROW_STREAM, CONFLUENT_AVRO, JSON
 from schemas.topics import CONTENT_TYPE_HEADER, WATERMARK_HEADER
-from streams.arrow import OVERFLOW, NotRows, read_rows
-from streams.avro import AvroReader, Bodies, Writers
-from streams.columns import Column, columns_of, into_columns, takes_unknown_fields
-from streams.refused import Refused, content_type_of, refuse_rows
+from streams.decode.arrow import OVERFLOW, NotRows, read_rows
+from streams.decode.avro import AvroReader, Bodies, Writers
+from streams.decode.columns import Column, columns_of, into_columns, takes_unknown_fields
+from streams.decode.refused import Refused, content_type_of, refuse_rows
 from streams.transport.frame import Frame
 
 MAX_RECORD_BYTES = 8 * 2**20

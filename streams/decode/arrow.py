@@ -10,8 +10,8 @@ from polars.exceptions import PanicException
 
 from schemas.dead_letter import Reason
 from schemas.errors import Rejected
-from streams.arrow_walk import Damaged, check_lengths
-from streams.columns import Column
+from streams.decode.arrow_walk import Damaged, check_lengths
+from streams.decode.columns import Column
 
 OVERFLOW = "_overflow"
 

@@ -15,13 +15,13 @@ import structlog
 
 from infra.dataset import Dataset
 from infra.kafka.connection import Connection
-from streams.announce import Announcer, Commit
-from streams.ledger import make_durable
-from streams.log import is_committed, keep, read_commit, recall
-from streams.outbox import Outbox, standing
+from streams.announce.fold import Announcer, Commit
+from streams.announce.log import is_committed, keep, read_commit, recall
+from streams.announce.outbox import Outbox, standing
+from streams.ledger.commit import make_durable
+from streams.ledger.positions import replaced
 from streams.pipeline import Pipeline
-from streams.positions import replaced
-from streams.profiling import beginning
+from streams.summary.profiling import beginning
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """A commit's small, mergeable account of its rows, by pane.
 
-Every number in it is exact, sums of floats too (`streams.exact`): so the merge of the same rows' accounts is
+Every number in it is exact, sums of floats too (`exact`): so the merge of the same rows' accounts is
 the same to the last bit, however the rows were ordered, batched and shared out among workers. It is
 rounded once, in what is announced.
 """
@@ -16,7 +16,7 @@ import polars as pl
 from msgspec import Struct, field
 
 from schemas.window import Moments, Summary
-from streams.exact import LARGEST, Exact, Floats, exact, group_sums, real, squares
+from streams.summary.exact import LARGEST, Exact, Floats, exact, group_sums, real, squares
 from streams.window import Pane
 
 

@@ -20,8 +20,8 @@ from schemas.contract import announcement_for
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap_as
 from schemas.job import JobAnswered, JobEvent, JobFailed, JobMerged, JobRequested, JobSkipped
 from schemas.model import ModelPublished, ModelRefused, RolledBack
-from streams.ledger import make_durable
-from streams.outbox import read_to_end
+from streams.announce.outbox import read_to_end
+from streams.ledger.commit import make_durable
 
 _OVER = (JobAnswered, JobFailed, JobMerged, JobSkipped)
 
