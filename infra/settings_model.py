@@ -128,6 +128,8 @@ class Paths(_Section):
     """Published models, by SHA-256."""
     jobs: AbsolutePath = Field(default_factory=lambda known: known["home"] / "jobs")
     """One scratch folder a training job, with its log."""
+    signing_keys: AbsolutePath = Field(default_factory=lambda known: known["home"] / "keys")
+    """The trainer's signing keys, which no other user may read, and `trusted.txt`: the list for services."""
     logs: AbsolutePath = Field(default_factory=lambda known: known["home"] / "logs")
 
 

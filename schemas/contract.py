@@ -28,6 +28,10 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
         """Record key; events of one key keep their order."""
         raise NotImplementedError
 
+    def encoded(self) -> bytes:
+        """The value of its record: JSON."""
+        return msgspec.json.encode(self)
+
 
 C = TypeVar("C", bound=type[Announcement])
 

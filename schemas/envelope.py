@@ -99,7 +99,7 @@ def wrap(
         source=source,
         subject=announcement.subject(),
         time_ms=time_ms,
-        data=msgspec.json.encode(announcement),
+        data=announcement.encoded(),
         key=announcement.key(),
         data_schema=f"urn:{kind.replace('.', ':')}",
         extensions=extensions or {},

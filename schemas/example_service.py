@@ -179,6 +179,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                     stores=arguments.store,
                     service=arguments.service,
                     cache_dir=arguments.cache_dir,
+                    trusted_keys=arguments.trusted_keys,
                 )
             )
             for name in (arguments.model, *arguments.also)
@@ -202,6 +203,12 @@ def main() -> None:
     parser.add_argument("--also", action="append", default=[], help="one more model to answer with")
     parser.add_argument("--service", default="example", help="this service's name in its events")
     parser.add_argument("--instance", default="1", help="this process's name among those of the service")
+    parser.add_argument(
+        "--trusted-keys",
+        type=Path,
+        help="file of the public keys whose models are taken, as the trainer's keys/trusted.txt; "
+        "without it, whoever may write to the cluster is trusted",
+    )
     parser.add_argument("--cache-dir", type=Path, default=Path("model-cache"), help="where downloads lie")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 from .contract import Announcement, announces
@@ -123,7 +124,14 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    version: Annotated[int, Meta(ge=1, description="grows by one with each published model of this name")]
+    version: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="the epoch: grows by one with each model of this name that is published or rolled "
+            "back to, and never goes back",
+        ),
+    ]
     artifact: Artifact
     architecture: str
     config: dict[str, Any]
@@ -137,6 +145,16 @@ class Manifest(Struct, frozen=True, kw_only=True):
     comparison: Comparison | None = None
 
 
+class Signature(Struct, frozen=True, kw_only=True):
+    """An Ed25519 signature over a manifest's bytes; `schemas/signature.py` says which bytes."""
+
+    key_id: Annotated[
+        str,
+        Meta(pattern="^[0-9a-f]{16}$", description="first 16 hex digits of the SHA-256 of the public key"),
+    ]
+    ed25519: Annotated[str, Meta(pattern="^[0-9a-f]{128}$")]
+
+
 class ModelEvent(Announcement, frozen=True, kw_only=True):
     """Base of a model's life. `name` is the record key: on the compacted topic the newest stays."""
 
@@ -146,11 +164,22 @@ class ModelEvent(Announcement, frozen=True, kw_only=True):
         return self.name
 
 
-@announces("model.published")
-class ModelPublished(ModelEvent, frozen=True, kw_only=True):
-    """A challenger won. The same event goes to the history and to the compacted `current` topic."""
+class CurrentModel(ModelEvent, frozen=True, kw_only=True):
+    """An event that makes a model the current one. Its manifest travels in canonical form, and is signed.
+
+    One signature by each of the trainer's keys: while keys are rotated there are two.
+    """
 
     manifest: Manifest
+    signatures: list[Signature] = field(default_factory=list)
+
+    def encoded(self) -> bytes:
+        return msgspec.json.encode(self, order="sorted")
+
+
+@announces("model.published")
+class ModelPublished(CurrentModel, frozen=True, kw_only=True):
+    """A challenger won. The same event goes to the history and to the compacted `current` topic."""
 
     def event_id(self) -> str:
         return f"{self.name}/{self.manifest.version}/published/{self.manifest.artifact.sha256}"
@@ -215,13 +244,12 @@ class AdoptionRefused(ModelEvent, frozen=True, kw_only=True):
 
 
 @announces("model.rolled-back")
-class RolledBack(ModelEvent, frozen=True, kw_only=True):
+class RolledBack(CurrentModel, frozen=True, kw_only=True):
     """Someone made an older artifact current again. `manifest.version` is new: versions never go back."""
 
     from_version: int
     to_artifact_of_version: int
     reason: str
-    manifest: Manifest
     rolled_back_ms: TimeMs
 
     def event_id(self) -> str:

@@ -159,7 +159,7 @@ async def test_a_part_left_by_other_bytes_is_thrown_away_and_the_whole_is_fetche
         await cluster.say(published(name, 1, FIRST, store=store.url))
         await adopted(cluster, following, 1)
     assert [asked for _, asked in store.requests] == ["bytes=100-", None]
-    assert {each.name for each in folder.iterdir()} == {f"{digest}.safetensors", ".lock"}
+    assert {each.name for each in folder.iterdir()} == {f"{digest}.safetensors", "adopted.json", ".lock"}
 
 
 async def answers_with(content: bytes, request: web.Request) -> web.StreamResponse:
@@ -190,7 +190,10 @@ async def test_bytes_that_are_not_those_of_the_event_are_refused_unopened(
         await cluster.say(published(name, 3, third, store=store.url))
         assert (await adopted(cluster, following, 3)).previous_version == 1
     kept = {each.name for each in (tmp_path / "cache" / f"model-{name}").glob("*.*")}
-    assert kept == {f"{store.put(FIRST)}.safetensors", f"{store.put(third)}.safetensors", ".lock"}
+    assert kept == {f"{store.put(content)}.safetensors" for content in (FIRST, third)} | {
+        "adopted.json",
+        ".lock",
+    }
 
 
 async def test_an_endless_answer_is_cut_at_the_promised_size(

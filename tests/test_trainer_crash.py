@@ -264,13 +264,14 @@ async def test_a_trainer_that_died_between_the_events_of_a_jobs_end_says_the_res
 ) -> None:
     job = a_job(dataset, "good:train", f"between-{said}")
     conclusion = concluded(job)
+    trainer = a_trainer(settings, broker)
     assert conclusion.published is not None
+    published = trainer.keys.signed(conclusion.published)
     ends: list[tuple[str, Announcement]] = [
         (JOBS, conclusion.succeeded),
-        (HISTORY, conclusion.published),
-        (CURRENT, conclusion.published),
+        (HISTORY, published),
+        (CURRENT, published),
     ]
-    trainer = a_trainer(settings, broker)
     write_down(trainer.folder(job.job_id), conclusion)
     async with Topics(broker.bootstrap_servers) as seen:
         await seen.ask(job)
@@ -297,17 +298,19 @@ async def test_a_conclusion_that_another_model_overtook_is_not_said(
     write_down(trainer.folder(job.job_id), concluded(job))
     published = concluded(other).published
     assert published is not None
-    back = RolledBack(
-        name="overtaken",
-        from_version=1,
-        to_artifact_of_version=1,
-        reason="a person asked for it",
-        manifest=msgspec.structs.replace(published.manifest, version=2),
-        rolled_back_ms=1,
+    back = trainer.keys.signed(
+        RolledBack(
+            name="overtaken",
+            from_version=1,
+            to_artifact_of_version=1,
+            reason="a person asked for it",
+            manifest=msgspec.structs.replace(published.manifest, version=2),
+            rolled_back_ms=1,
+        )
     )
     async with Topics(broker.bootstrap_servers) as seen:
         await seen.ask(job)
-        await seen.say(HISTORY, published)
+        await seen.say(HISTORY, trainer.keys.signed(published))
         await seen.say(HISTORY, back)
         await trainer.start()
         await trainer.stop()

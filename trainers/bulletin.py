@@ -21,7 +21,10 @@ from infra.kafka.connection import Connection
 from infra.logging import logger
 from schemas import topics
 from schemas.contract import Announcement
-from schemas.envelope import NotAnAnnouncement, open_record, unwrap, wrap
+from schemas.envelope import Envelope, NotAnAnnouncement, open_record, unwrap, wrap
+from schemas.errors import Rejected, Retryable
+from schemas.model import CurrentModel
+from schemas.signature import TrustedKeys
 from trainers.registry import Registry
 
 FOLLOWED = (topics.JOBS, topics.MODELS, topics.MODELS_CURRENT)
@@ -42,13 +45,19 @@ class Bulletin:
     """Keeps a registry as the topics say, and announces.
 
     An announcement that the cluster does not take is sent again until it does, by a new producer: it may then
-    stand on the topic twice, with one id.
+    stand on the topic twice, with one id. With `trusted` keys, a model that none of them signed is no
+    champion: who may write to the topic is not yet who may say what is live.
     """
 
     def __init__(
-        self, connection: Connection, *, now_ms: Callable[[], int] = lambda: int(time.time() * 1000)
+        self,
+        connection: Connection,
+        *,
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        trusted: TrustedKeys | None = None,
     ) -> None:
         self.registry = Registry()
+        self._trusted = trusted
         self.changed = asyncio.Event()
         self._connection = connection
         self._now_ms = now_ms
@@ -86,13 +95,24 @@ class Bulletin:
             for tp, records in batches.items():
                 for record in records:
                     with contextlib.suppress(NotAnAnnouncement):
-                        event = unwrap(open_record(record.key, record.value, record.headers))
-                        self.registry.note(tp.topic, event)
+                        envelope = open_record(record.key, record.value, record.headers)
+                        event = unwrap(envelope)
+                        self.registry.note(tp.topic, event, trusted=self._is_trusted(envelope, event))
             if batches:
                 self.changed.set()
             async with self._moved:
                 self._at = {tp: await self._consumer.position(tp) for tp in self._consumer.assignment()}
                 self._moved.notify_all()
+
+    def _is_trusted(self, envelope: Envelope, event: Announcement) -> bool:
+        if self._trusted is None or not isinstance(event, CurrentModel):
+            return True
+        try:
+            self._trusted.manifest(envelope.data)
+        except (Rejected, Retryable) as error:
+            log.warning("a model event is not trusted", event_id=envelope.id, reason=str(error))
+            return False
+        return True
 
     async def caught_up(self) -> None:
         """Wait until all is read that the topics hold now."""

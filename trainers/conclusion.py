@@ -53,6 +53,7 @@ def conclude(
     judged_against: Manifest | None,
     champion: Manifest | None,
     store_url: str,
+    version: int | None = None,
     now_ms: int,
 ) -> Conclusion:
     """Publish or refuse: a pure function of what came out and what is live.
@@ -60,6 +61,7 @@ def conclude(
     Args:
         judged_against: the live model that the challenger was scored beside.
         champion: the live model now.
+        version: what the model is to be called; None: one more than the live model's.
 
     Raises:
         ModelTooWordy: the model event would not fit into a record.
@@ -97,7 +99,7 @@ def conclude(
         return Conclusion(succeeded=succeeded, refused=refused)
     manifest = Manifest(
         name=experiment.model,
-        version=_version(champion) + 1,
+        version=version or _version(champion) + 1,
         artifact=Artifact(
             uri=f"{store_url}{outcome.sha256}{ENDING}", size_bytes=outcome.size_bytes, sha256=outcome.sha256
         ),
@@ -144,7 +146,7 @@ def write_down(folder: Path, conclusion: Conclusion) -> None:
         os.close(handle)
 
 
-def read_back(folder: Path, *, champion: Manifest | None) -> Conclusion | None:
+def read_back(folder: Path, *, champion: Manifest | None, version: int | None = None) -> Conclusion | None:
     """What was concluded and may be unsaid; None if nothing was, or if it no longer holds.
 
     A model that was published or rolled back to meanwhile has taken the version that this one was to get:
@@ -155,6 +157,6 @@ def read_back(folder: Path, *, champion: Manifest | None) -> Conclusion | None:
     except (OSError, msgspec.DecodeError):
         return None
     published = conclusion.published
-    if published is not None and published.manifest.version != _version(champion) + 1:
+    if published is not None and published.manifest.version != (version or _version(champion) + 1):
         return None
     return conclusion

@@ -21,10 +21,11 @@ from schemas.job import (
     JobStopRequested,
     JobSucceeded,
 )
-from schemas.model import Manifest, ModelPublished, ModelRefused, RolledBack
+from schemas.model import CurrentModel, Manifest, ModelPublished, ModelRefused
 from trainers.schedule import Waiting
 
-CurrentEvent = ModelPublished | RolledBack
+_HIGHEST_BELIEVED = 2**40
+"""Of a version that nobody trusted signed: a forger's largest number must not be the last one there is."""
 
 
 @dataclass(slots=True)
@@ -58,18 +59,25 @@ class Registry:
     _decided: set[str] = field(default_factory=set)
     _by_key: dict[str, str] = field(default_factory=dict)
     _preemptions: set[tuple[str, int]] = field(default_factory=set)
-    _newest: dict[str, CurrentEvent] = field(default_factory=dict)
+    _newest: dict[str, CurrentModel] = field(default_factory=dict)
     _said_current: dict[str, int] = field(default_factory=dict)
+    _epochs: dict[str, int] = field(default_factory=dict)
+    _signers: dict[str, frozenset[str]] = field(default_factory=dict)
 
-    def note(self, topic: str, event: Announcement) -> None:
-        """Take in one event of a topic; repeats change nothing."""
+    def note(self, topic: str, event: Announcement, *, trusted: bool = True) -> None:
+        """Take in one event of a topic; repeats change nothing.
+
+        Args:
+            trusted: whether a model event is signed as it must be. Another one ends its job and takes up its
+                version, but is nobody's champion.
+        """
         match event:
             case JobEvent():
                 self._note_job(event)
             case ModelRefused():
                 self._end(event.job_id, decided=True)
-            case ModelPublished() | RolledBack():
-                self._note_current(topic, event)
+            case CurrentModel():
+                self._note_current(topic, event, trusted=trusted)
             case _:
                 pass
 
@@ -133,12 +141,17 @@ class Registry:
         job_id = self._by_key.get(run_key)
         return job_id if job_id in self._decided else None
 
-    def _note_current(self, topic: str, event: CurrentEvent) -> None:
+    def _note_current(self, topic: str, event: CurrentModel, *, trusted: bool) -> None:
         version = event.manifest.version
-        if topic == topics.MODELS_CURRENT.name:
-            self._said_current[event.name] = max(version, self._said_current.get(event.name, 0))
-        elif isinstance(event, ModelPublished):
+        if version < _HIGHEST_BELIEVED:
+            self._epochs[event.name] = max(version, self._epochs.get(event.name, 0))
+        if topic != topics.MODELS_CURRENT.name and isinstance(event, ModelPublished):
             self._end(event.manifest.lineage.job_id, decided=True)
+        if not trusted:
+            return
+        if topic == topics.MODELS_CURRENT.name and version >= self._said_current.get(event.name, 0):
+            self._said_current[event.name] = version
+            self._signers[event.name] = frozenset(each.key_id for each in event.signatures)
         known = self._newest.get(event.name)
         if known is None or version > known.manifest.version:
             self._newest[event.name] = event
@@ -148,12 +161,21 @@ class Registry:
         event = self._newest.get(name)
         return None if event is None else event.manifest
 
-    def unsaid_current(self) -> list[CurrentEvent]:
-        """Newest events of the history that the compacted topic lacks, as after a crash between the two."""
+    def next_version(self, name: str) -> int:
+        """What the next model of a name is to be called: newer than any that was ever announced."""
+        return self._epochs.get(name, 0) + 1
+
+    def unsaid_current(self, *, signed_by: Set[str] = frozenset()) -> list[CurrentModel]:
+        """Newest events that the compacted topic lacks, as after a crash between the history and it.
+
+        Args:
+            signed_by: ids of keys; an event there that lacks a signature by one of them is to be said again.
+        """
         return [
             event
             for name, event in self._newest.items()
             if event.manifest.version > self._said_current.get(name, 0)
+            or signed_by - self._signers.get(name, frozenset())
         ]
 
     def open_jobs(self, *, but_not: Set[str] = frozenset()) -> list[JobRequested]:

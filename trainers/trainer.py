@@ -39,7 +39,7 @@ from schemas.job import (
     JobSucceeded,
     Resources,
 )
-from schemas.model import Manifest
+from schemas.model import Manifest, ModelPublished
 from trainers.admission import Admission, Host, Running
 from trainers.artifact import ArtifactStore
 from trainers.assignment import Assignment, Began, Done, Failed, Outcome, Progress, Skipped, Yielded
@@ -48,6 +48,7 @@ from trainers.bulletin import Bulletin
 from trainers.code import source_sha256
 from trainers.conclusion import Conclusion, conclude, measures, read_back, write_down
 from trainers.devices import Survey, survey
+from trainers.keys import KeyFolder
 from trainers.memory import own_bytes
 from trainers.process import Standby, StandbyDied
 from trainers.registry import in_queue
@@ -82,7 +83,9 @@ class Trainer:
         look_at_gpus: Callable[[], Survey] = _ask_nvml,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
-        self.bulletin = Bulletin(connection, now_ms=now_ms)
+        self.keys = KeyFolder(settings.paths.signing_keys)
+        self.keys.ensure()
+        self.bulletin = Bulletin(connection, now_ms=now_ms, trusted=self.keys.trusted())
         self.registry = self.bulletin.registry
         self.standby = Standby(settings.paths.jobs / "standby.log")
         self._options = settings.trainer
@@ -116,14 +119,18 @@ class Trainer:
 
         Raises:
             StandbyDied: there is no warm process to be had.
+            InvalidConfiguration: the signing keys cannot be used.
         """
         await self.standby.start()
         await self.bulletin.start()
-        for event in self.registry.unsaid_current():
-            await self.bulletin.say(topics.MODELS_CURRENT.name, event)
+        for event in self.registry.unsaid_current(signed_by=self.keys.signing()):
+            await self.bulletin.say(topics.MODELS_CURRENT.name, self.keys.signed(event))
         for job in self.registry.open_jobs():
+            name = job.experiment.model
             conclusion = read_back(
-                self.folder(job.job_id), champion=self.registry.champion(job.experiment.model)
+                self.folder(job.job_id),
+                champion=self.registry.champion(name),
+                version=self.registry.next_version(name),
             )
             if conclusion is not None:
                 await self._announce(conclusion)
@@ -425,6 +432,7 @@ class Trainer:
                 outcome,
                 judged_against=judged_against,
                 champion=self.registry.champion(job.experiment.model),
+                version=self.registry.next_version(job.experiment.model),
                 store_url=self._store_url,
                 now_ms=self._now_ms(),
             )
@@ -432,14 +440,15 @@ class Trainer:
             await self._announce(conclusion)
 
     async def _announce(self, conclusion: Conclusion) -> None:
-        succeeded, published = conclusion.succeeded, conclusion.published
+        succeeded, event = conclusion.succeeded, conclusion.model_event
+        if isinstance(event, ModelPublished):
+            event = await asyncio.to_thread(self.keys.signed, event)
         if succeeded.job_id not in self.registry.succeeded:
             await self.bulletin.say(topics.JOBS.name, succeeded)
-        await self.bulletin.say(topics.MODELS.name, conclusion.model_event)
-        if published is not None:
-            await self.bulletin.say(topics.MODELS_CURRENT.name, published)
-        event = conclusion.model_event
-        log.info("concluded", event_id=event.event_id(), published=published is not None)
+        await self.bulletin.say(topics.MODELS.name, event)
+        if isinstance(event, ModelPublished):
+            await self.bulletin.say(topics.MODELS_CURRENT.name, event)
+        log.info("concluded", event_id=event.event_id(), published=isinstance(event, ModelPublished))
 
     async def _fail(self, job: JobRequested, attempt: int, reason: str, log_tail: str = "") -> None:
         log.warning("job failed", job=job.job_id, reason=reason)

@@ -50,8 +50,10 @@ def up(
     from infra.kafka.topics import ensure
     from infra.supervisor import Supervised, Supervisor, tidemill
     from schemas.topics import TOPICS
+    from trainers.keys import KeyFolder
 
     configured = settings()
+    KeyFolder(configured.paths.signing_keys).ensure()
     environment = {"TIDEMILL_WORKER__PIPELINE": pipeline} if pipeline else {}
     with open_cluster(configured, console=console) as connection, Supervisor() as supervisor:
         asyncio.run(ensure(TOPICS, connection))
@@ -61,6 +63,7 @@ def up(
             log_file = configured.paths.logs / f"{name}.log"
             supervisor.start(Supervised(name, tidemill(name), log_file, environment))
             console.print(f"{name} runs, log {log_file}")
+        console.print(f"services trust models by {configured.paths.signing_keys / 'trusted.txt'}")
         console.print(f"push events to [bold]{connection.bootstrap_servers}[/]; Ctrl-C stops everything")
         while True:
             time.sleep(1.0)

@@ -14,6 +14,7 @@ from infra.command import (
     sweep,  # noqa: F401
     upkeep,  # noqa: F401
     why,  # noqa: F401
+    keys,  # noqa: F401
 )
 from infra.command.app import app, console
 from schemas.errors import TidemillError

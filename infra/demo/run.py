@@ -36,6 +36,7 @@ from schemas import topics
 from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration, Retryable
 from schemas.job import JobRequested
+from trainers.keys import KeyFolder
 
 PIPELINE = "flights"
 STATIC = "flights-january"
@@ -90,12 +91,14 @@ class Demo:
             # The player's heartbeats say how far it is: no partition is idle while it waits for a model.
             "TIDEMILL_WORKER__IDLE_TIMEOUT_MS": str(3_600_000),
         }
+        keys = KeyFolder(self.settings.paths.signing_keys)
+        keys.ensure()
         service = [
             sys.executable, "-m", "schemas.example_service",
             "--bootstrap-servers", connection.bootstrap_servers,
             "--store", f"http://{self.settings.store.host}:{port}/",
             "--model", PIPELINE, "--also", STATIC,
-            "--cache-dir", str(self.home / "service"),
+            "--cache-dir", str(self.home / "service"), "--trusted-keys", str(keys.trusted_file),
         ]  # fmt: skip
         for name, command in (
             ("trainer", tidemill("trainer")),
@@ -277,8 +280,8 @@ def begin_afresh(home: Path) -> None:
     """
     if not home.exists():
         return
-    ours = {"kafka", "dataset", "artifacts", "jobs", "logs", "service", "faust", "store.port", "scores.png",
-            "report.json"}  # fmt: skip
+    ours = {"kafka", "dataset", "artifacts", "jobs", "logs", "service", "faust", "keys", "store.port",
+            "scores.png", "report.json"}  # fmt: skip
     foreign = sorted(p.name for p in home.iterdir() if p.name not in ours)
     if foreign:
         raise InvalidConfiguration(

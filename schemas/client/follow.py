@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.structs import TopicPartition
 
 from .. import topics
 from ..envelope import NotAnAnnouncement, open_record, unwrap
 from ..errors import Rejected, Retryable
-from ..model import AdoptionRefused, Manifest, ModelAdopted, ModelPublished, RolledBack
+from ..model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted
+from ..signature import SignatureRefused, SignerUnknown, TrustedKeys
 from .announce import Announcer
 from .download import Downloader
 from .load import LoadedModel, check_kind, import_libraries, load
+from .memory import Memory
 
 log = logging.getLogger(__name__)
 
 _AGAIN_AFTER_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 _FLUSH_S = 3.0
+_LIST_AGAIN_AFTER_S = 2.0
 
 
 class ModelFollower:
@@ -39,13 +43,17 @@ class ModelFollower:
         client: keyword arguments for aiokafka's clients, at least `bootstrap_servers`.
         stores: base addresses from which artifacts may be taken.
         service: who we are, as adopted and refused events say it.
-        cache_dir: downloads are kept here, and serve a restart while the store is away.
+        cache_dir: downloads are kept here, and what was adopted last: a restart begins with it, also while
+            cluster or store are away, and takes nothing older.
+        trusted_keys: public keys as `tidemill keys` shows them, or the Path of a file with one a line, which
+            is read anew for each model event. A model that none of them signed is refused. None: whoever may
+            write to the cluster is trusted.
         pin_version: hold exactly this version, whatever is published later.
         max_bytes: an artifact that claims to be larger is refused unseen.
         timeout_s: longest wait for a store's connection or its next bytes.
 
     Raises:
-        InvalidConfiguration: a store is no base address.
+        InvalidConfiguration: a store is no base address, or a key is none.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class ModelFollower:
         stores: Sequence[str],
         service: str,
         cache_dir: Path | str,
+        trusted_keys: Sequence[str] | Path | None = None,
         pin_version: int | None = None,
         max_bytes: int = 2 * 2**30,
         timeout_s: float = 10.0,
@@ -69,8 +78,13 @@ class ModelFollower:
         # A pinned version may be gone from the compacted topic; the history keeps it.
         self._topic = (topics.MODELS_CURRENT if pin_version is None else topics.MODELS).name
         folder = Path(cache_dir) / f"model-{quote(name, safe='')}"
+        self._trusted = None if trusted_keys is None else TrustedKeys(trusted_keys)
         self._downloader = Downloader(stores, folder, max_bytes=max_bytes, timeout_s=timeout_s)
+        self._memory = Memory(folder)
         self._newest: Manifest | None = None
+        self._newest_event = b""
+        self._fallback: tuple[Manifest, bytes] | None = None  # what was adopted before we began
+        self._unknown_signer: bytes | None = None  # an event that waits for the list of keys to learn of one
         self._given_up = 0  # version that was rejected for good
         self._tried = 0  # version that was tried at least once
         self._failures = 0
@@ -86,6 +100,10 @@ class ModelFollower:
             self._client, topic=topics.MODELS.name, source=f"/service/{quote(self.service)}"
         )
         await AIOKafkaConsumer(**self._client).stop()  # a misspelt argument is an error here and now
+        if (remembered := await asyncio.to_thread(self._memory.recall)) is not None:
+            self._consider(remembered)
+            if self._newest is not None:
+                self._fallback = self._newest, self._newest_event
         roads = (self._follow_forever(), self._adopt_forever(), self._announcer.run())
         self._tasks = [asyncio.create_task(road) for road in roads]
 
@@ -153,14 +171,34 @@ class ModelFollower:
         if record.key != self.name.encode():
             return
         try:
-            event = unwrap(open_record(record.key, record.value, record.headers))
+            envelope = open_record(record.key, record.value, record.headers)
+            event = unwrap(envelope)
         except NotAnAnnouncement as error:
             log.warning("a record about %s at offset %s is passed over: %s", self.name, record.offset, error)
             return
-        if isinstance(event, ModelPublished | RolledBack) and self._is_wanted(event.manifest):
-            self._newest = event.manifest
-            self._failures = 0
+        if isinstance(event, CurrentModel):
+            self._consider(envelope.data)
+
+    def _consider(self, event: bytes) -> None:
+        """Make it the newest, if it is newer and signed as it must be: a forgery holds up no version."""
+        manifest = msgspec.json.decode(event, type=CurrentModel).manifest
+        if not self._is_wanted(manifest):
+            return
+        try:
+            if self._trusted is not None:
+                manifest = self._trusted.manifest(event)
+        except SignatureRefused as error:
+            self._refuse(manifest, error)
+            return
+        except SignerUnknown as error:
+            self._refuse(manifest, error)
+            self._unknown_signer = event
             self._poked.set()
+            return
+        self._newest, self._newest_event = manifest, event
+        self._unknown_signer = None
+        self._failures = 0
+        self._poked.set()
 
     def _is_wanted(self, manifest: Manifest) -> bool:
         """Versions never go back: an old event that is sent again changes nothing."""
@@ -179,19 +217,34 @@ class ModelFollower:
                 async with asyncio.timeout(pause_s):
                     await self._poked.wait()
             self._poked.clear()
+            if (waiting := self._unknown_signer) is not None:
+                self._unknown_signer = None
+                self._consider(waiting)
+                self._poked.clear()
             manifest, pause_s = self._newest, None
             if manifest is not None and manifest.version > max(self._held(), self._given_up):
-                pause_s = await self._try(manifest)
+                pause_s = await self._try(manifest, self._newest_event)
+                await self._fall_back()
             if self._caught_up and (self._newest is None or self._tried >= self._newest.version):
                 self._settled.set()
+            if self._unknown_signer is not None:
+                pause_s = _LIST_AGAIN_AFTER_S if pause_s is None else min(pause_s, _LIST_AGAIN_AFTER_S)
+
+    async def _fall_back(self) -> None:
+        """After a restart, a new version that is refused does not leave us without the one from before."""
+        before, self._fallback = self._fallback, None
+        if self.current is None and before is not None and before[0] is not self._newest:
+            tried, given_up, failures = self._tried, self._given_up, self._failures
+            await self._try(*before)
+            self._tried, self._given_up, self._failures = tried, given_up, failures
 
     def _held(self) -> int:
         return self.current.version if self.current else 0
 
-    async def _try(self, manifest: Manifest) -> float | None:
+    async def _try(self, manifest: Manifest, event: bytes) -> float | None:
         """Adopt or refuse; the pause in seconds before the next try, if there is to be one."""
         try:
-            await self._adopt(manifest)
+            await self._adopt(manifest, event)
             return None
         except Retryable as error:
             self._refuse(manifest, error)
@@ -207,13 +260,15 @@ class ModelFollower:
         self._given_up = manifest.version
         return None
 
-    async def _adopt(self, manifest: Manifest) -> None:
+    async def _adopt(self, manifest: Manifest, event: bytes) -> None:
         began = time.perf_counter()
         check_kind(manifest)
         content = await self._downloader.fetch(manifest.artifact)
         loaded = await asyncio.to_thread(load, manifest, content)
         previous, self.current = self.current, loaded
         self._ready.set()
+        if self._pinned is None:
+            await asyncio.to_thread(self._memory.keep, event)
         load_ms = (time.perf_counter() - began) * 1000
         log.info("adopted %s version %s in %.0f ms", self.name, manifest.version, load_ms)
         self._announcer.say(
