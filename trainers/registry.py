@@ -53,6 +53,9 @@ class Registry:
     queued: set[str] = field(default_factory=set)
     over: set[str] = field(default_factory=set)
     succeeded: set[str] = field(default_factory=set)
+    remembered: str | None = None
+    """A model of which every version's manifest is kept in `versions`."""
+    versions: dict[int, Manifest] = field(default_factory=dict)
     revision: int = 0
     _open: dict[str, JobRequested] = field(default_factory=dict)
     _queue: dict[str, Waiting] = field(default_factory=dict)
@@ -152,6 +155,8 @@ class Registry:
         if topic == topics.MODELS_CURRENT.name and version >= self._said_current.get(event.name, 0):
             self._said_current[event.name] = version
             self._signers[event.name] = frozenset(each.key_id for each in event.signatures)
+        if event.name == self.remembered:
+            self.versions.setdefault(version, event.manifest)
         known = self._newest.get(event.name)
         if known is None or version > known.manifest.version:
             self._newest[event.name] = event

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from trainers.devices import Survey, survey
 from trainers.keys import KeyFolder
 from trainers.memory import own_bytes
 from trainers.process import Standby, StandbyDied
+from trainers.publishing import publishing
 from trainers.registry import in_queue
 from trainers.schedule import Merge, Preempt, Refuse, Start, Terms, promised, schedule
 
@@ -123,8 +124,7 @@ class Trainer:
         """
         await self.standby.start()
         await self.bulletin.start()
-        for event in self.registry.unsaid_current(signed_by=self.keys.signing()):
-            await self.bulletin.say(topics.MODELS_CURRENT.name, self.keys.signed(event))
+        await self._say_current(signed_by=self.keys.signing())
         for job in self.registry.open_jobs():
             name = job.experiment.model
             conclusion = read_back(
@@ -146,6 +146,8 @@ class Trainer:
             while True:
                 self.bulletin.changed.clear()
                 self.bulletin.check()
+                if not self._concluding.locked():
+                    await self._say_current()
                 self._stop_unwanted()
                 await self._plan()
                 # Not `wait_for`: in Python 3.11 it may swallow a cancellation.
@@ -156,6 +158,11 @@ class Trainer:
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _say_current(self, *, signed_by: Set[str] = frozenset()) -> None:
+        """Tell the current topic what the history has beyond it: somebody died between the two."""
+        for event in self.registry.unsaid_current(signed_by=signed_by):
+            await self.bulletin.say(topics.MODELS_CURRENT.name, self.keys.signed(event))
 
     async def stop(self) -> None:
         """End all jobs, to be run again at the next start, and let go of the cluster."""
@@ -424,7 +431,7 @@ class Trainer:
                 )
             )
             return
-        async with self._concluding:
+        async with self._concluding, publishing(self._jobs):
             await self.bulletin.caught_up()
             conclusion = conclude(
                 job,

@@ -10,11 +10,12 @@ from infra.command import (
     commands,  # noqa: F401
     dataset,  # noqa: F401
     jobs,  # noqa: F401
+    keys,  # noqa: F401
     lineage,  # noqa: F401
+    rollback,  # noqa: F401
     sweep,  # noqa: F401
     upkeep,  # noqa: F401
     why,  # noqa: F401
-    keys,  # noqa: F401
 )
 from infra.command.app import app, console
 from schemas.errors import TidemillError
