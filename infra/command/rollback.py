@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from infra.command.app import app, console, settings
+from infra.command.cluster import the_cluster
 from schemas.errors import InvalidConfiguration
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -22,16 +23,13 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make an older version's weights current again, under a new version. Run it where the trainer runs."""
-    from infra.kafka.cluster import find_cluster
     from infra.kafka.reach import reach
     from trainers.rollback import roll_back
 
     configured = settings()
     if not reason.strip():
         raise InvalidConfiguration("a rollback needs a reason: whoever asks later has nothing else to go by")
-    connection = find_cluster(configured)
-    if connection is None:
-        raise InvalidConfiguration("no broker runs here; start one by `tidemill up`, or name your cluster")
+    connection = the_cluster(configured)
     asyncio.run(reach(connection, timeout_s=configured.doctor.connect_timeout_s))
     event = asyncio.run(roll_back(configured, connection, name=model, to_version=to, reason=reason))
     if as_json:
