@@ -68,3 +68,4 @@ def test_every_side_says_what_it_is_and_what_it_does_not_do(side: Side) -> None:
     assert side.durable
     assert side.event_time
     assert side.dedupe
+    assert side.counts

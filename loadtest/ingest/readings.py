@@ -1,5 +1,7 @@
 """The common work: small sensor events, cleaned, deduped, tagged, counted in windows of 10 s.
 
+The peers count by source and tag; Tidemill's windows are of all sources, counted by tag, and rows are kept.
+
 An event is about 130 bytes of JSON, keyed by its source. One in a thousand has an impossible value, five in
 a thousand are sent twice. Event time runs at 1,000 events/s, out of order by 200 ms at most.
 """

@@ -90,6 +90,7 @@ class Result:
             "durable": side.durable,
             "event_time": side.event_time,
             "dedupe": side.dedupe,
+            "counts": side.counts,
         }
         if side.name in self.absent:
             return {**does, "absent": self.absent[side.name]}
@@ -117,11 +118,11 @@ class Result:
         return table
 
     def what_each_does(self) -> Table:
-        """What a rate buys: what is durable, whose time counts, whether a repeat counts twice."""
-        table = Table("side", "durable", "event time", "dedupe")
+        """What a rate buys: what is durable, whose time counts, if a repeat counts twice, what is counted."""
+        table = Table("side", "durable", "event time", "dedupe", "windows count")
         for side in self.sides:
-            rest = (side.durable, side.event_time, side.dedupe)
-            table.add_row(side.title, *(("only reads", "", "") if side.is_limit else rest))
+            rest = (side.durable, side.event_time, side.dedupe, side.counts)
+            table.add_row(side.title, *(("only reads", "", "", "") if side.is_limit else rest))
         return table
 
     def write(self, folder: Path) -> Path:

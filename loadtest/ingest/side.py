@@ -99,6 +99,7 @@ class Side:
         title: as the table has it.
         forms: the record formats that it reads.
         durable, event_time, dedupe: what it does of each, in a few words; "no" is an answer.
+        counts: what its windows count, and whether the rows themselves are kept.
         prepare: makes its environment or build once, and gives how it starts; raises Absent.
         marks: how far it is.
         is_limit: it only reads: no cleaning, no windows.
@@ -111,6 +112,7 @@ class Side:
     durable: str = "no"
     event_time: str = "no"
     dedupe: str = "no"
+    counts: str = "by source and tag; rows are not kept"
     marks: Callable[[Task], list[Mark]] = said_marks
     is_limit: bool = False
 

@@ -16,6 +16,7 @@ SIDES: tuple[Side, ...] = (
         durable="rows, offsets and watermarks in one flushed commit",
         event_time="watermarks, lateness, amendments",
         dedupe="1 min of event time",
+        counts="by tag, all sources together; every row is kept",
     ),
     Side(
         name="faust",
