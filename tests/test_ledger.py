@@ -15,7 +15,7 @@ import pytest
 
 from infra.dataset import META, Dataset
 from schemas.errors import InvalidConfiguration
-from streams import ledger as ledger_module
+from streams.ledger import commit as ledger_module
 from streams.ledger.commit import (
     Advance,
     DatasetDiffers,
