@@ -86,7 +86,9 @@ def _run(*command: str) -> None:
 
 def _reason(stdout: str, stderr: str) -> str:
     """Maven's errors come first and on its standard output; uv's come last."""
-    if errors := [line for line in stdout.splitlines() if line.startswith("[ERROR]")]:
+    # Maven may put a colour's end before the first of them, whatever it is told of colours.
+    said = stdout.replace("\x1b[0m", "").splitlines()
+    if errors := [line for line in said if line.startswith("[ERROR] ")]:
         return "\n".join(errors[:3])
     return "\n".join((stderr.strip() or stdout.strip()).splitlines()[-3:])
 
