@@ -54,7 +54,7 @@ class Kafka(_Section):
     """Of topics that Tidemill creates; -1: the cluster's own default."""
     request_timeout_ms: PositiveInt = 20_000
     patience_s: NonNegativeFloat = 30.0
-    """How long a trainer that starts waits for a cluster that is starting, too."""
+    """How long a trainer or worker that starts waits for a cluster that is starting, too."""
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Kafka:

@@ -14,6 +14,7 @@ from faust.types import TP
 
 from infra import settings as configuration
 from infra.kafka.connection import Connection, connect_to
+from infra.kafka.reach import await_cluster
 from infra.settings_model import Settings
 from streams.check.pipeline import refuse_mistakes
 from streams.decode.schema_registry import writers_for
@@ -33,6 +34,7 @@ class StreamApp(faust.App):
     """A Faust app that runs one pipeline's worker."""
 
     worker: StreamWorker
+    patience_s: float
     failure: BaseException | None = None
 
     async def positions(self, assigned: Set[TP]) -> Mapping[TP, int]:
@@ -51,6 +53,7 @@ class StreamApp(faust.App):
     async def on_start(self) -> None:
         """Start the worker before the consumer asks it for positions."""
         await super().on_start()
+        await await_cluster(self.worker.connection, patience_s=self.patience_s)
         await self.worker.start(self.fail)
 
     async def on_stop(self) -> None:
@@ -93,6 +96,7 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
         origin="streams",
         autodiscover=False,
     )
+    app.patience_s = settings.kafka.patience_s
     app.worker = StreamWorker(
         pipeline,
         dataset_dir=settings.paths.dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,15 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
+from infra.logging import logger
 from schemas.errors import InvalidConfiguration, Retryable
 
 from .connection import Connection
 
 CLOSE_TIMEOUT_S = 0.1
+_LOOK_AGAIN_S = 1.0
+
+log = logger(__name__)
 
 
 class ClusterUnreachable(Retryable):
@@ -66,6 +71,22 @@ async def reach(connection: Connection, *, timeout_s: float = 5.0) -> str:
         await asyncio.gather(*(_try_advertised(connection, broker, timeout_s) for broker in others))
         return f"{host}:{port}"
     raise ClusterUnreachable("; ".join(problems))
+
+
+async def await_cluster(connection: Connection, *, patience_s: float) -> str:
+    """As `reach`, but a cluster that is starting again, as after a power cut, is waited for.
+
+    Raises ClusterUnreachable once the patience is at an end, ClusterRefuses at once.
+    """
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return await reach(connection)
+        except ClusterUnreachable as error:
+            if time.monotonic() > deadline_s:
+                raise
+            log.warning("no broker answers yet, waiting", error=str(error), at_most_s=patience_s)
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 async def ask(connection: Connection, host: str, port: int, *, timeout_s: float) -> Answer:
