@@ -12,6 +12,7 @@ from infra.command import (
     jobs,  # noqa: F401
     keys,  # noqa: F401
     lineage,  # noqa: F401
+    models,  # noqa: F401
     rollback,  # noqa: F401
     sweep,  # noqa: F401
     upkeep,  # noqa: F401

@@ -1,0 +1,126 @@
+"""Every model as people want to see it: versions, the gate's findings, whose key signed, who adopted it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from infra.kafka.connection import Connection
+from infra.kafka.read import read_to_end
+from schemas import topics
+from schemas.contract import Announcement
+from schemas.envelope import NotAnAnnouncement, open_record, unwrap
+from schemas.errors import Rejected, Retryable
+from schemas.model import AdoptionRefused, CurrentModel, ModelAdopted, RolledBack
+from schemas.signature import TrustedKeys
+
+_Weights = tuple[str, int, str]
+
+
+@dataclass(slots=True)
+class Models:
+    """A fold over the topics: in whatever order its events come, and however often, it ends the same."""
+
+    _said: dict[_Weights, tuple[CurrentModel, bool]] = field(default_factory=dict)
+    _adopted: dict[tuple[str, str], ModelAdopted] = field(default_factory=dict)
+    _refused: dict[tuple[_Weights, str], AdoptionRefused] = field(default_factory=dict)
+
+    def note(self, event: Announcement, *, trusted: bool) -> None:
+        """Take in one event.
+
+        Args:
+            trusted: of a model's version: whether a key signed it that is trusted here.
+        """
+        match event:
+            case CurrentModel(name=name, manifest=manifest):
+                key = (name, manifest.version, manifest.artifact.sha256)
+                if trusted or key not in self._said:
+                    self._said[key] = (event, trusted)
+            case ModelAdopted():
+                known = self._adopted.get((event.name, event.service))
+                if known is None or event.adopted_ms >= known.adopted_ms:
+                    self._adopted[event.name, event.service] = event
+            case AdoptionRefused():
+                self._refused[(event.name, event.version, event.sha256), event.service] = event
+            case _:
+                pass
+
+    def rows(self, name: str | None = None) -> list[dict[str, Any]]:
+        """All versions, of one model or of all, the newest of each model first.
+
+        `live` is the newest that a trusted key signed. `adopted_by` names the services that answer with it
+        now, as far as they have said; `refused_by` those that would not take it.
+        """
+        live: dict[str, int] = {}
+        for (model, version, _), (_, trusted) in self._said.items():
+            if trusted:
+                live[model] = max(version, live.get(model, 0))
+        keys = sorted(self._said, key=lambda key: (key[0], -key[1], key[2]))
+        return [self._row(key, live.get(key[0])) for key in keys if name in {None, key[0]}]
+
+    def _row(self, key: _Weights, live: int | None) -> dict[str, Any]:
+        event, trusted = self._said[key]
+        name, version, sha256 = key
+        manifest, back = event.manifest, event if isinstance(event, RolledBack) else None
+        adopted = [e for e in self._adopted.values() if (e.name, e.version, e.sha256) == key]
+        return {
+            "name": name,
+            "version": version,
+            "live": trusted and version == live,
+            "sha256": sha256,
+            "published_ms": manifest.published_ms,
+            "weights_of_version": back.to_artifact_of_version if back else version,
+            "reason": back.reason if back else "",
+            "champion": _measures(manifest.champion),
+            "challenger": _measures(manifest.challenger),
+            "gate": _gate(event),
+            "signed_by": [each.key_id for each in event.signatures],
+            "trusted": trusted,
+            "adopted_by": {e.service: e.adopted_ms for e in sorted(adopted, key=lambda e: e.service)},
+            "refused_by": {
+                service: e.reason for (what, service), e in sorted(self._refused.items()) if what == key
+            },
+        }
+
+
+def _measures(scores: Any) -> dict[str, Any] | None:
+    if scores is None:
+        return None
+    return {each: getattr(scores, each) for each in ("rows", "auc", "log_loss", "accuracy")}
+
+
+def _gate(event: CurrentModel) -> dict[str, Any] | None:
+    comparison = event.manifest.comparison
+    if comparison is None:
+        return None
+    return {
+        "metric": comparison.metric,
+        "confidence": comparison.confidence,
+        **msgspec.to_builtins(comparison.overall),
+    }
+
+
+async def read_models(connection: Connection, *, trusted: TrustedKeys | None) -> Models:
+    """What the topics say of models now; without keys no version counts as trusted."""
+    models = Models()
+    names = (topics.MODELS.name, topics.MODELS_CURRENT.name)
+    async for record in read_to_end(connection, dict.fromkeys(names)):
+        try:
+            envelope = open_record(record.key, record.value, record.headers)
+            event = unwrap(envelope)
+        except NotAnAnnouncement:
+            continue
+        models.note(event, trusted=isinstance(event, CurrentModel) and _signed(envelope.data, trusted))
+    return models
+
+
+def _signed(event: bytes, trusted: TrustedKeys | None) -> bool:
+    if trusted is None:
+        return False
+    try:
+        trusted.manifest(event)
+    except (Rejected, Retryable):
+        return False
+    return True
