@@ -100,3 +100,12 @@ def test_tensors_of_different_rows_are_refused() -> None:
         Loader((torch.zeros(3), torch.zeros(4)), batch_rows=1, seed=0, device=CPU)
     with pytest.raises(ValueError, match="buffers=1"):
         loader(3, 1, buffers=1)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_that_are_left_out_change_nothing_of_those_that_follow(resident: bool) -> None:
+    whole = loader(100, 30, resident=resident)
+    some = loader(100, 30, resident=resident)
+    (first, second, third), skips = epochs(whole, 3), (4, 3, 1)
+    for expected, skip in zip((first, second, third), skips, strict=True):
+        assert [p for _, place in some.epoch(skip=skip) for p in place.tolist()] == expected[skip * 30 :]

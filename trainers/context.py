@@ -86,7 +86,7 @@ class TrainingContext:
         return shared(network, loss) if self.ranks > 1 else loss
 
     def part(self, batch_B: torch.Tensor) -> torch.Tensor:  # noqa: N803
-        """This rank's part of a batch of row numbers (B,), so that all ranks together have seen all of it."""
+        """This rank's part of a batch's rows (B, …), so that all ranks together have seen all of it."""
         return batch_B[self.rank :: self.ranks]
 
     def checkpoint(self, state: dict[str, Any]) -> bool:

@@ -71,16 +71,19 @@ class Loader:
         """What the ring takes on the CPU, all it ever will."""
         return sum(buffer.size_bytes for buffer in self._ring)
 
-    def epoch(self) -> Iterator[Batch]:
+    def epoch(self, *, skip: int = 0) -> Iterator[Batch]:
         """The next epoch's batches on the device.
 
         A streamed batch on the CPU lies in the ring: it holds until the next one is asked for.
+
+        Args:
+            skip: so many of its first batches are left out, and cost nothing: they were trained on before.
         """
-        order = torch.randperm(self.rows, generator=self._order)
+        order = torch.randperm(self.rows, generator=self._order)[skip * self.batch_rows :]
         if self.resident:
-            for batch_B in order.to(self._device).split(self.batch_rows):  # noqa: N806
+            for batch_B in order.to(self._device).split(self.batch_rows) if len(order) else ():  # noqa: N806
                 yield tuple(t[batch_B] for t in self._tensors)
-        else:
+        elif len(order):
             yield from self._streamed(order)
 
     def _streamed(self, order: torch.Tensor) -> Iterator[Batch]:

@@ -231,13 +231,19 @@ def train(
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 2048,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     seed: Annotated[int, typer.Option(help="Weights and order depend on it alone.")] = 0,
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="Of Tidemill's forward pass; the others' is float32."),
+    ] = "float32",
     to: To = None,
     as_json: Json = False,
 ) -> None:
     """How many rows a second train, beside torch's DataLoader and tensors in memory."""
     from loadtest.train.run import Options, measure
 
-    options = Options(days=days, rounds=rounds, batch_rows=batch_rows, threads=threads, seed=seed)
+    options = Options(
+        days=days, rounds=rounds, batch_rows=batch_rows, threads=threads, seed=seed, precision=precision
+    )
     with console.status("") as status:
         result = measure(options, said=status.update)
     file = result.write(to or settings().paths.home / "bench")

@@ -37,13 +37,17 @@ _WARM_UP_ROWS = 4_096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What is run. `threads` are torch's; small batches on more of them only wait for each other."""
+    """What is run. `threads` are torch's; small batches on more of them only wait for each other.
+
+    `precision` is that of Tidemill's sides, as `trainers.loop` has it; the others' is float32.
+    """
 
     days: int = 60
     rounds: int = 5
     batch_rows: int = 2048
     threads: int = 1
     seed: int = 0
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +170,7 @@ def compare(
     said: Callable[[str], object] = lambda _: None,
 ) -> Result:
     """Let every side train on a labelled table, in turns."""
-    params = {"batch_rows": options.batch_rows}
+    params = {"batch_rows": options.batch_rows, "precision": options.precision}
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
