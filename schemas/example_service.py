@@ -154,8 +154,9 @@ class ExampleService:
             if len(recent) > _REMEMBERED:
                 del recent[next(iter(recent))]
             for follower in self._followers:
-                # One look at the reference: the whole frame is answered by one version, also amid a swap.
-                if (model := follower.current) is None:
+                # One look: the whole frame is answered by one version, also amid a swap; and a frame that lay
+                # here while we were away by the model of its own time, not by one that knows what followed.
+                if (model := follower.as_of(envelope.time_ms)) is None:
                     self.counts[f"no {follower.name} yet"] += 1
                     log.info("frame %s is not answered by %s: no version yet", envelope.id, follower.name)
                     continue

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import safetensors.torch
 import torch
@@ -20,9 +21,11 @@ from infra.kafka.topics import ensure
 from infra.settings_model import Kafka
 from schemas import client, topics
 from schemas.client import ModelFollower, UnfitColumns
+from schemas.client.load import LoadedModel
 from schemas.client.stores import Stores
 from schemas.envelope import Envelope
 from schemas.errors import InvalidConfiguration
+from schemas.examples import announced
 from schemas.model import AdoptionRefused, Artifact, ModelAdopted, ModelPublished
 from tests.client_fixtures import (
     CONFIG,
@@ -591,3 +594,24 @@ async def test_a_client_starts_before_its_cluster_and_outlives_the_clusters_deat
             assert list(said.values()) == [1, 2, 3]
         finally:
             await asyncio.to_thread(broker.stop)
+
+
+def test_a_question_is_the_models_that_was_live_when_it_stood(tmp_path: Path) -> None:
+    follower = ModelFollower(
+        "m",
+        client={"bootstrap_servers": "127.0.0.1:9"},
+        stores=["http://127.0.0.1:9/"],
+        service="s",
+        cache_dir=tmp_path,
+    )
+    event = next(e for e in announced() if isinstance(e, ModelPublished))
+
+    def model(published_ms: int) -> LoadedModel:
+        return LoadedModel(msgspec.structs.replace(event.manifest, published_ms=published_ms), None)
+
+    assert follower.as_of(5) is None
+    follower.current = model(100)
+    assert follower.as_of(5) is follower.as_of(200) is follower.current
+    follower._before, follower.current = follower.current, model(200)
+    assert follower.as_of(199) is follower._before
+    assert follower.as_of(200) is follower.as_of(5) is follower.current

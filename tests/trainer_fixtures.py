@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -25,7 +26,7 @@ from deltalake import write_deltalake
 from infra.dataset import META
 from schemas import topics
 from schemas.contract import Announcement
-from schemas.envelope import open_record, unwrap, wrap
+from schemas.envelope import NotAnAnnouncement, open_record, unwrap, wrap
 from schemas.features import AsOf, FeatureSpec, Label, Trailing
 from schemas.job import DatasetRange, Experiment, Gate, JobEvent, JobRequested, Resources
 from schemas.model import ModelPublished, ModelRefused
@@ -428,7 +429,8 @@ class Topics:
         for tp, records in (await self._consumer.getmany(timeout_ms=100)).items():
             for record in records:
                 envelope = open_record(record.key, record.value, record.headers)
-                self.events.append((tp.topic, envelope.id, unwrap(envelope)))
+                with contextlib.suppress(NotAnAnnouncement):  # other tests send what breaks its contract
+                    self.events.append((tp.topic, envelope.id, unwrap(envelope)))
 
     def of_job(self, job: JobRequested, *kinds: type[Announcement]) -> list[Any]:
         """This job's events, those of its model included, of the job and history topics."""

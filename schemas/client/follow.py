@@ -72,6 +72,7 @@ class ModelFollower:
         self.name = name
         self.service = service
         self.current: LoadedModel | None = None
+        self._before: LoadedModel | None = None
         self.last_refusal: AdoptionRefused | None = None
         self._client = dict(client)
         self._pinned = pin_version
@@ -127,6 +128,19 @@ class ModelFollower:
         await self._ready.wait()
         assert self.current is not None
         return self.current
+
+    def as_of(self, time_ms: int) -> LoadedModel | None:
+        """The model for a question that stood at that time: the one before, if the current one came later.
+
+        A service that was away answers what it left lying as it would have then. Only the model before the
+        current one is still held; a question from before both is the current one's.
+        """
+        current, before = self.current, self._before
+        if current is not None and before is not None:
+            published_ms = current.manifest.published_ms
+            if before.manifest.published_ms <= time_ms < published_ms:
+                return before
+        return current
 
     async def settled(self) -> LoadedModel | None:
         """Wait until what was published before we began is adopted or refused; the model, if there is one.
@@ -238,6 +252,18 @@ class ModelFollower:
             await self._try(*before)
             self._tried, self._given_up, self._failures = tried, given_up, failures
 
+    async def _former(self, manifest: Manifest) -> LoadedModel | None:
+        """The model from before a restart, where it is an older one and can still be had."""
+        if self._fallback is None or self._fallback[0].version >= manifest.version:
+            return None
+        former = self._fallback[0]
+        try:
+            content = await self._downloader.fetch(former.artifact)
+            return await asyncio.to_thread(load, former, content)
+        except (Rejected, Retryable) as error:
+            log.info("%s version %s from before the restart is gone: %s", self.name, former.version, error)
+            return None
+
     def _held(self) -> int:
         return self.current.version if self.current else 0
 
@@ -265,6 +291,7 @@ class ModelFollower:
         check_kind(manifest)
         content = await self._downloader.fetch(manifest.artifact)
         loaded = await asyncio.to_thread(load, manifest, content)
+        self._before = self.current or await self._former(manifest)
         previous, self.current = self.current, loaded
         self._ready.set()
         if self._pinned is None:

@@ -16,14 +16,11 @@ from deltalake import PostCommitHookProperties
 from infra.dataset import Dataset, open_table
 from infra.kafka.connection import Connection
 from schemas import topics
-from schemas.contract import announcement_for
-from schemas.envelope import NotAnAnnouncement, open_record, unwrap_as
-from schemas.job import JobAnswered, JobEvent, JobFailed, JobMerged, JobRequested, JobSkipped
+from schemas.envelope import NotAnAnnouncement, open_record, unwrap
+from schemas.job import JobAnswered, JobFailed, JobMerged, JobRequested, JobSkipped
 from schemas.model import ModelPublished, ModelRefused, RolledBack
 from streams.announce.outbox import read_to_end
 from streams.ledger.commit import make_durable
-
-_OVER = (JobAnswered, JobFailed, JobMerged, JobSkipped)
 
 
 @dataclass(slots=True)
@@ -45,25 +42,23 @@ async def references(connection: Connection, uri: str) -> References:
     names = (topics.JOBS.name, topics.MODELS.name, topics.MODELS_CURRENT.name)
     async for record in read_to_end(connection, dict.fromkeys(names)):
         try:
-            envelope = open_record(record.key, record.value, record.headers)
+            event = unwrap(open_record(record.key, record.value, record.headers))
         except NotAnAnnouncement:
-            continue
-        contract = announcement_for(envelope.type)
-        if contract is JobRequested:
-            job = unwrap_as(envelope, JobRequested)
-            spans = (job.experiment.training, job.experiment.evaluation)
-            versions = {s.version for s in spans if s is not None and _is_same(s.uri, uri)}
-            found.jobs.setdefault(job.job_id, set()).update(versions)
-        elif contract in _OVER:
-            over.add(unwrap_as(envelope, JobEvent).job_id)
-        elif contract is ModelRefused:
-            over.add(unwrap_as(envelope, ModelRefused).job_id)
-        elif contract in (ModelPublished, RolledBack):
-            manifest = unwrap_as(envelope, contract).manifest
-            over.add(manifest.lineage.job_id)
-            if _is_same(manifest.lineage.dataset_uri, uri):
-                name = f"{manifest.name}/{manifest.version}"
-                found.models.setdefault(name, set()).add(manifest.lineage.dataset_version)
+            continue  # what breaks its contract refers to nothing
+        match event:
+            case JobRequested():
+                spans = (event.experiment.training, event.experiment.evaluation)
+                versions = {s.version for s in spans if s is not None and _is_same(s.uri, uri)}
+                found.jobs.setdefault(event.job_id, set()).update(versions)
+            case JobAnswered() | JobFailed() | JobMerged() | JobSkipped() | ModelRefused():
+                over.add(event.job_id)
+            case ModelPublished(manifest=manifest) | RolledBack(manifest=manifest):
+                over.add(manifest.lineage.job_id)
+                if _is_same(manifest.lineage.dataset_uri, uri):
+                    name = f"{manifest.name}/{manifest.version}"
+                    found.models.setdefault(name, set()).add(manifest.lineage.dataset_version)
+            case _:
+                pass
     found.jobs = {name: versions for name, versions in found.jobs.items() if versions and name not in over}
     return found
 
