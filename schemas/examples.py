@@ -47,6 +47,7 @@ from .model import (
 from .prediction import Predictions
 from .profile import ColumnProfile, Profile, SliceProfile, WindowProfiled
 from .selection import Balanced
+from .standing import OpenWindow, PartitionStands, PipelineStands
 from .window import Moments, Summary, Window, WindowAmended, WindowClosed
 
 _HOUR_MS = 3_600_000
@@ -240,6 +241,26 @@ _ALL: tuple[Announcement, ...] = (
             },
         ),
         dataset_version=412,
+    ),
+    PipelineStands(
+        pipeline="flights",
+        dataset_version=412,
+        committed_ms=_NOW_MS,
+        watermark_ms=_WINDOW.end_ms + 6 * _HOUR_MS,
+        partitions=[
+            PartitionStands(
+                topic="flights.scheduled", partition=0, next=1604, watermark_ms=_WINDOW.end_ms + 6 * _HOUR_MS
+            ),
+            PartitionStands(topic="weather.hourly", partition=0, next=576, watermark_ms=None, idle=True),
+        ],
+        filling=[
+            OpenWindow(
+                window=Window(start_ms=_WINDOW.end_ms, end_ms=_WINDOW.end_ms + _DAY_MS),
+                rows=190,
+                closes_at_ms=_WINDOW.end_ms + 30 * _HOUR_MS,
+            )
+        ],
+        open_windows=1,
     ),
     Decision(
         pipeline="flights",

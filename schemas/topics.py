@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import alert, dead_letter, decision, job, model, prediction, profile, raw, window
+from . import alert, dead_letter, decision, job, model, prediction, profile, raw, standing, window
 from .contract import Announcement
 from .examples import example_of
 
@@ -234,6 +234,15 @@ PROFILES = _announced(
     key="pipeline",
     max_bytes=16_777_216,
 )
+STANDINGS = _announced(
+    "tidemill.standings",
+    "How far a pipeline is, about once a second: positions, watermarks, windows that are filling.",
+    standing.PipelineStands,
+    producer="stream worker",
+    consumers=("engineers", "page"),
+    key="pipeline",
+    retention_days=1,
+)
 DECISIONS = _announced(
     "tidemill.decisions",
     "Every evaluation of a trigger, yes and no.",
@@ -304,6 +313,7 @@ TOPICS: tuple[Topic, ...] = (
     FEATURES,
     WINDOWS,
     PROFILES,
+    STANDINGS,
     DECISIONS,
     JOBS,
     MODELS,

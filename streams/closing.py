@@ -34,6 +34,15 @@ class Turn:
     late_rows: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """An open window, its rows so far, and the watermark at which it closes as it stands."""
+
+    window: Window
+    rows: int
+    closes_at_ms: int
+
+
 class Closing(Protocol):
     """The windows of a pipeline as the log has them up to a commit."""
 
@@ -46,6 +55,10 @@ class Closing(Protocol):
 
     def open_from_ms(self) -> int | None:
         """Where the first pane starts that an open window holds; None where none is open."""
+        ...
+
+    def filling(self, mark_ms: int | None) -> list[Filling]:
+        """The windows that are open at a watermark and have rows, oldest first."""
         ...
 
     def newest_from_ms(self, count: int, end_ms: int) -> int:
@@ -109,6 +122,21 @@ class Grid:
     def open_from_ms(self) -> int | None:
         """See `Closing`."""
         return min((pane.start_ms for pane in self.open), default=None)
+
+    def filling(self, mark_ms: int | None) -> list[Filling]:
+        """See `Closing`."""
+        rows: dict[int, int] = {}
+        for pane in self.open:
+            last_ms = self.window.closes_at_ms(pane.start_ms)
+            for start_ms in self.window.starts_over(
+                pane.start_ms, closing_after_ms=mark_ms, closing_by_ms=last_ms
+            ):
+                rows[start_ms] = rows.get(start_ms, 0) + self.panes[pane].rows
+        return [
+            Filling(self.window.window(start_ms), count, self.window.closes_at_ms(start_ms))
+            for start_ms, count in sorted(rows.items())
+            if count
+        ]
 
     def newest_from_ms(self, count: int, end_ms: int) -> int:
         """See `Closing`."""
@@ -242,6 +270,19 @@ class Sessions:
     def open_from_ms(self) -> int | None:
         """See `Closing`."""
         return min((pane.start_ms for pane in self.open), default=None)
+
+    def filling(self, mark_ms: int | None) -> list[Filling]:  # noqa: ARG002  (none is open that has closed)
+        """See `Closing`."""
+        reach_ms = 2 * self.window.pane_ms + self.window.lateness_ms
+        found = [
+            Filling(
+                self._bounds({pane: self.open[pane] for pane in panes}),
+                sum(self.open[pane].rows for pane in panes),
+                panes[-1].start_ms + reach_ms,
+            )
+            for panes in self._runs()
+        ]
+        return sorted(found, key=lambda each: each.window)
 
     def newest_from_ms(self, count: int, end_ms: int) -> int:
         """See `Closing`."""

@@ -12,12 +12,16 @@ import time
 from dataclasses import dataclass
 
 import structlog
+from aiokafka.errors import KafkaError
 
 from infra.dataset import Dataset
 from infra.kafka.connection import Connection
-from streams.announce.fold import Announcer, Commit
+from schemas import topics
+from schemas.envelope import wrap
+from streams.announce.fold import Announced, Announcer, Commit
 from streams.announce.log import is_committed, keep, read_commit, recall
 from streams.announce.outbox import Outbox, standing
+from streams.announce.standing import Standings
 from streams.ledger.commit import make_durable
 from streams.ledger.positions import replaced
 from streams.pipeline import Pipeline
@@ -31,6 +35,8 @@ _MAX_WAITING = 8
 _SNAPSHOT_EVERY = 500
 # How soon commits of other workers are seen.
 _LOOK_S = 0.25
+# How often the pipeline's standing is said.
+_STANDING_S = 1.0
 
 
 @dataclass(slots=True)
@@ -63,6 +69,8 @@ class Herald:
         self._waiting: dict[int, Commit] = {}
         self._committed = asyncio.Event()
         self._room = asyncio.Event()
+        self._standings = Standings(pipeline.name)
+        self._stood = (-1, 0.0)  # the version whose standing was said last, and when
 
     @property
     def leads(self) -> bool:
@@ -108,7 +116,9 @@ class Herald:
             term = self._term
             announcer, known = await self._take_up()
             while self._leads.is_set() and self._term == term:
-                if not await self._announce_next(announcer, known):
+                is_new = await self._announce_next(announcer, known)
+                await self._say_standing(announcer)
+                if not is_new:
                     self._committed.clear()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_S):
@@ -136,6 +146,12 @@ class Herald:
             newest_version=newest,
             taken_up_in_s=round(time.perf_counter() - began, 3),
         )
+        await asyncio.to_thread(
+            self._standings.take_up,
+            self.uri,
+            progress.version,
+            [(t, n) for t in self.pipeline.sources() for n in await self._outbox.partitions_of(t)],
+        )
         announcer = Announcer(
             self.pipeline,
             self.uri,
@@ -157,6 +173,7 @@ class Herald:
             await asyncio.to_thread(make_durable, self.uri, version)
             commit = await asyncio.to_thread(read_commit, self.pipeline, self.uri, version)
         announced = await asyncio.to_thread(announcer.apply, commit)
+        self._standings.take(commit)
         if version % _SNAPSHOT_EVERY == 0:
             with contextlib.suppress(OSError):  # a full disk: the next announcer reads more of the log
                 await asyncio.to_thread(keep, self.pipeline, self.uri, announcer.progress)
@@ -168,3 +185,17 @@ class Herald:
         self._room.set()
         self.totals.busy_s += time.perf_counter() - began
         return True
+
+    async def _say_standing(self, announcer: Announcer) -> None:
+        """How far the pipeline is, if that is news and was not said just now."""
+        version, said_s = self._stood
+        now_s = time.monotonic()
+        if announcer.progress.version in (-1, version) or now_s - said_s < _STANDING_S:
+            return
+        self._stood = (announcer.progress.version, now_s)
+        stands = self._standings.event(announcer.progress)
+        envelope = wrap(stands, source=f"/tidemill/{self.pipeline.name}", time_ms=stands.committed_ms)
+        try:
+            await self._outbox.publish([Announced(topics.STANDINGS.name, envelope)])
+        except KafkaError as error:  # of all that is announced nothing hangs on this
+            log.warning("the pipeline's standing could not be said", error=str(error))

@@ -113,6 +113,10 @@ class Outbox:
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
 
+    async def partitions_of(self, topic: str) -> set[int]:
+        """Numbers of a topic's partitions."""
+        return set(await self._producer.partitions_for(topic))
+
     async def publish(self, announced: Sequence[Announced], *, but_not: Set[str] = frozenset()) -> int:
         """Send all but those ids and wait until the cluster holds them. Gives how many were sent."""
         pending = []
