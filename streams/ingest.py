@@ -25,7 +25,7 @@ from streams.decode.columns import schema_of
 from streams.decode.records import Decoded, Decoder
 from streams.dedupe import Read, Seen
 from streams.ledger.commit import Advance, Partition
-from streams.locate import locate
+from streams.locate import appended, locate, newest_ms
 from streams.pipeline import Pipeline, Source
 from streams.sift import Tally, derived, sifted, tagged, timed
 from streams.summary.account import Account, summarise
@@ -57,10 +57,13 @@ class Sifted:
 
 @dataclass(slots=True)
 class SiftedBatch:
-    """Consecutive frames of any sources and partitions, decoded, cleaned, derived and tagged."""
+    """Consecutive frames of any sources and partitions, decoded, cleaned, derived and tagged.
+
+    `now_ms` is the clock that event times were held against; None: each record's own time of appending.
+    """
 
     frames: Sequence[Frame]
-    now_ms: int
+    now_ms: int | None
     sources: list[Sifted]
 
 
@@ -146,16 +149,21 @@ class Ingest:
         for topic, seen in self.seen.items():
             seen.recall(self._forget_before(topic))
 
-    def prepare(self, frames: Sequence[Frame], *, now_ms: int) -> Prepared:
-        """Turn consecutive frames of any sources and partitions into one commit.
+    def prepare(self, frames: Sequence[Frame], *, now_ms: int | None) -> Prepared:
+        """Turn consecutive frames of any sources and partitions into one commit; see `sift` for the clock.
 
         Raises:
             Retryable: the schema of an Avro record cannot be asked for now; nothing is changed.
         """
         return self.finish(self.sift(frames, now_ms=now_ms))
 
-    def sift(self, frames: Sequence[Frame], *, now_ms: int) -> SiftedBatch:
+    def sift(self, frames: Sequence[Frame], *, now_ms: int | None) -> SiftedBatch:
         """All that needs nothing but the records: it may run ahead, while the batch before is committed.
+
+        Args:
+            now_ms: how late it is, for event times that lie in the future. None: as late as it was when each
+                record was appended, so that a replay refuses what was refused live, and no far-future time
+                carries the watermark further than it could then.
 
         Raises:
             Retryable: the schema of an Avro record cannot be asked for now.
@@ -165,14 +173,15 @@ class Ingest:
             by_topic.setdefault(frame.topic, []).append(frame)
         return SiftedBatch(frames, now_ms, [self._sift(t, own, now_ms) for t, own in by_topic.items()])
 
-    def _sift(self, topic: str, frames: list[Frame], now_ms: int) -> Sifted:
+    def _sift(self, topic: str, frames: list[Frame], now_ms: int | None) -> Sifted:
         source = self.pipeline.sources()[topic]
         is_main = topic == self.pipeline.source.topic
         decoded = self._decoders[topic].decode(frames)
         tally = Tally(frames, self._pane_start() if self._accounts(topic) else None)
         tally.refused += decoded.refused
         rows = locate(frames, decoded.rows, source=topic, event_time=source.event_time)
-        rows = timed(source, rows, now_ms, tally)
+        now = pl.lit(now_ms) if now_ms is not None else appended(frames)
+        rows = timed(source, rows, now, tally)
         rows = sifted(self.pipeline.rules(topic), rows, tally)
         rows = derived(source.derive, rows, tally, source.place)
         rows = tagged(self.pipeline.tag if is_main else (), rows, tally)
@@ -204,7 +213,7 @@ class Ingest:
             )
         return prepared
 
-    def _finish(self, sifted: Sifted, now_ms: int, prepared: Prepared) -> None:
+    def _finish(self, sifted: Sifted, now_ms: int | None, prepared: Prepared) -> None:
         topic, rows, tally = sifted.source.topic, sifted.rows, sifted.tally
         if topic in self.seen:
             repeats = self.seen[topic].repeats(rows)
@@ -239,7 +248,7 @@ class Ingest:
         return rows.with_columns(_tags=tagged)
 
     def _advance_watermarks(
-        self, sifted: Sifted, rows: pl.DataFrame, prepared: Prepared, now_ms: int
+        self, sifted: Sifted, rows: pl.DataFrame, prepared: Prepared, now_ms: int | None
     ) -> None:
         source = sifted.source
         newest = dict(rows.group_by("_partition").agg(pl.col("_time").max()).iter_rows())
@@ -248,7 +257,8 @@ class Ingest:
             heartbeat = sifted.decoded.heartbeats.get(number)
             if heartbeat is not None:
                 # A wrong clock may not push the watermark further than an event could.
-                heartbeat = min(heartbeat, now_ms + source.future_ms)
+                latest_ms = newest_ms(sifted.frames, number) if now_ms is None else now_ms
+                heartbeat = min(heartbeat, latest_ms + source.future_ms)
             mark = watermark.advance(
                 self.watermarks.get(partition),
                 newest_event_ms=newest.get(number),

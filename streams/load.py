@@ -59,6 +59,9 @@ def _from_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    # The model's code may lie beside it, as beside a program; behind all else, so that it hides nothing.
+    if (folder := str(path.absolute().parent)) not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except InvalidConfiguration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import polars as pl
@@ -43,3 +44,35 @@ def locate(frames: Sequence[Frame], rows: pl.DataFrame, *, source: str, event_ti
 
 def _is_dense(frame: Frame) -> bool:
     return isinstance(frame.offsets, range) and len(frame.offsets) > 0
+
+
+def appended(frames: Sequence[Frame]) -> pl.Expr:
+    """When each located row's record was appended, epoch ms, by the broker's clock or the producer's.
+
+    No record was appended later than now: where producers set the time, theirs may be wrong.
+    """
+    now_ms = int(time.time() * 1000)
+    stamps = pl.DataFrame(
+        {
+            "frame": [number for number, frame in enumerate(frames) for _ in frame.stamps],
+            "from": [index for frame in frames for index, _ in frame.stamps],
+            "ms": [ms for frame in frames for _, ms in frame.stamps],
+        },
+        schema={"frame": pl.Int64, "from": pl.Int64, "ms": pl.Int64},
+    )
+    if stamps.height == 0:
+        return pl.lit(now_ms)
+    # Frames and batches follow each other: a record's batch is the last that begins at it or before it.
+    begins = pl.Series(stamps.get_column("frame") * 2**32 + stamps.get_column("from"))
+    at = pl.col("_frame").cast(pl.Int64) * 2**32 + pl.col("_index").cast(pl.Int64)
+    known = stamps.get_column("ms").to_list()
+    said = pl.lit(pl.Series([now_ms if ms < 0 else min(ms, now_ms) for ms in known], dtype=pl.Int64))
+    batch = pl.lit(begins).search_sorted(at, side="right").cast(pl.Int64) - 1
+    return said.gather(batch.clip(lower_bound=0))
+
+
+def newest_ms(frames: Sequence[Frame], partition: int) -> int:
+    """When the last record of a partition in these frames was appended, epoch ms; never later than now."""
+    now_ms = int(time.time() * 1000)
+    stamps = [ms for frame in frames if frame.partition == partition for _, ms in frame.stamps if ms >= 0]
+    return min(max(stamps, default=now_ms), now_ms)

@@ -63,8 +63,12 @@ class Tally:
 _FARTHEST_MS = 2**52
 
 
-def timed(source: Source, rows: pl.DataFrame, now_ms: int, tally: Tally) -> pl.DataFrame:
-    """Rows with a key and an event time that can be: what no window could hold is counted in none."""
+def timed(source: Source, rows: pl.DataFrame, now_ms: pl.Expr, tally: Tally) -> pl.DataFrame:
+    """Rows with a key and an event time that can be: what no window could hold is counted in none.
+
+    Args:
+        now_ms: how late it is for each row, epoch ms.
+    """
     limit_ms = now_ms + source.future_ms
     by_nothing = replace(tally, pane_start=None, refused=[])
     rules = [

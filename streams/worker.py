@@ -15,25 +15,22 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from aiokafka import AIOKafkaProducer
 from faust.types import TP
 
-from infra.dataset import Dataset
 from infra.kafka.connection import Connection
 from infra.settings_model import Upkeep
 from infra.settings_model import Worker as Options
 from schemas import topics
 from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration, Retryable
-from streams import watermark
 from streams.announce.fold import Announced, Commit
 from streams.announce.herald import Herald
 from streams.announce.outbox import Outbox, letters_since
 from streams.decode.avro import Writers
-from streams.dedupe import Read
 from streams.ingest import Ingest, Prepared, SiftedBatch, dataset_schema
 from streams.ledger.commit import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
 from streams.ledger.keeper import Keeper
@@ -41,6 +38,7 @@ from streams.ledger.positions import PositionLost, check_position, partition_gon
 from streams.pipeline import Pipeline
 from streams.queue import Arrived, FrameQueue
 from streams.transport.frame import Frame
+from streams.turn import account_of, keys_of, stand_by, watermark_after
 
 log = structlog.get_logger(__name__)
 
@@ -131,7 +129,7 @@ class StreamWorker:
         self._now_ms = now_ms
         self._ledger = Ledger(self.uri, dataset_schema(pipeline))
         self._ledger_lock = asyncio.Lock()
-        self._ingest = Ingest(pipeline, read_keys=self._keys, writers=writers)
+        self._ingest = Ingest(pipeline, read_keys=keys_of(self._ledger), writers=writers)
         self._queue = FrameQueue(options.batch_rows, options.batch_bytes)
         self._batches: asyncio.Queue[Batch] = asyncio.Queue()
         self._ahead = asyncio.Semaphore(1)
@@ -260,7 +258,7 @@ class StreamWorker:
                 starts[tp] = self._expected[tp.topic, tp.partition] = first if at is None else at
                 self._heard_at[tp.topic, tp.partition] = time.monotonic()
             self._partitions |= self._expected.keys()
-            self._stand_by_ledger()
+            stand_by(self._ledger, self._ingest, self._partitions)
             await asyncio.to_thread(self._ingest.recall)
         return starts
 
@@ -288,21 +286,6 @@ class StreamWorker:
         """Nothing is assigned to this worker: others have it all."""
         self._expected.clear()
         self._herald.fall_silent()
-
-    def _stand_by_ledger(self) -> None:
-        """What ingest must know of time is what the ledger says, whoever committed it."""
-        marks = {p: self._ledger.watermark(p) for p in self._partitions}
-        self._ingest.watermarks = {p: mark for p, mark in marks.items() if mark is not None}
-        self._ingest.pipeline_watermark_ms = self._ledger.pipeline_watermark()
-
-    def _keys(self, topic: str, key: str) -> Read:
-        def read(start_ms: int, end_ms: int) -> Any:
-            version = self._ledger.version()
-            return Dataset(self.uri).rows(
-                topic, version=version, start_ms=start_ms, end_ms=end_ms, columns=[key]
-            )
-
-        return read
 
     # ── frames ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -450,7 +433,7 @@ class StreamWorker:
             sifted = batch.sifted
             while frames:
                 began = time.perf_counter()
-                self._stand_by_ledger()
+                stand_by(self._ledger, self._ingest, self._partitions)
                 if sifted is None or not _same(frames, sifted.frames):
                     # The ledger moved on since they were sifted, or they were finished once already.
                     sifted = await self._sift(frames)
@@ -511,13 +494,8 @@ class StreamWorker:
         attempt = 0
         began = time.perf_counter()
         while True:
-            watermark_ms = self._watermark_after(prepared, idle)
-            metadata = {
-                **prepared.metadata(),
-                "watermark_ms": watermark_ms,
-                "committed_ms": self._now_ms(),
-                "idle": sorted(f"{topic}/{number}" for topic, number in idle),
-            }
+            watermark_ms = watermark_after(self._ledger, prepared, self._partitions, idle)
+            metadata = account_of(prepared, watermark_ms=watermark_ms, committed_ms=self._now_ms(), idle=idle)
             try:
                 version = await asyncio.to_thread(
                     self._ledger.commit,
@@ -544,12 +522,6 @@ class StreamWorker:
                 self.totals.commits += 1
                 self.totals.commit_s += time.perf_counter() - began
                 return Commit(version, metadata, prepared.by_source)
-
-    def _watermark_after(self, prepared: Prepared, idle: Collection[Partition]) -> int | None:
-        """The pipeline's watermark as it will be once that is committed."""
-        marks = {p: prepared.watermarks.get(p, self._ledger.watermark(p)) for p in self._partitions}
-        resting = {p for p in self._partitions if p not in prepared.advances and self._ledger.is_idle(p)}
-        return watermark.of_pipeline(self._ledger.pipeline_watermark(), marks, idle=resting | set(idle))
 
     async def _say_idle(self, silent: set[Partition]) -> None:
         """Partitions silent for long, and read to their end, hold no window open: a commit without rows."""

@@ -11,6 +11,7 @@ from infra.command import (
     dataset,  # noqa: F401
     jobs,  # noqa: F401
     keys,  # noqa: F401
+    lab,  # noqa: F401
     lineage,  # noqa: F401
     models,  # noqa: F401
     rollback,  # noqa: F401

@@ -1,0 +1,1 @@
+"""Trying rules on records that are there already, by the very steps that run live."""
