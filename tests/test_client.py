@@ -195,6 +195,7 @@ async def test_bytes_that_are_not_those_of_the_event_are_refused_unopened(
     kept = {each.name for each in (tmp_path / "cache" / f"model-{name}").glob("*.*")}
     assert kept == {f"{store.put(content)}.safetensors" for content in (FIRST, third)} | {
         "adopted.json",
+        "adopted-before.json",
         ".lock",
     }
 
@@ -606,12 +607,38 @@ def test_a_question_is_the_models_that_was_live_when_it_stood(tmp_path: Path) ->
     )
     event = next(e for e in announced() if isinstance(e, ModelPublished))
 
-    def model(published_ms: int) -> LoadedModel:
-        return LoadedModel(msgspec.structs.replace(event.manifest, published_ms=published_ms), None)
+    def model(version: int, published_ms: int) -> LoadedModel:
+        manifest = msgspec.structs.replace(event.manifest, version=version, published_ms=published_ms)
+        return LoadedModel(manifest, None)
 
     assert follower.as_of(5) is None
-    follower.current = model(100)
+    follower.current = model(1, 50)
+    assert follower.as_of(49) is None, "nothing was live before the first version"
+    assert follower.as_of(50) is follower.current
+    follower.current = model(4, 100)
     assert follower.as_of(5) is follower.as_of(200) is follower.current
-    follower._before, follower.current = follower.current, model(200)
+    follower._before, follower.current = follower.current, model(5, 200)
     assert follower.as_of(199) is follower._before
     assert follower.as_of(200) is follower.as_of(5) is follower.current
+
+
+async def test_a_restarted_service_still_holds_the_model_before_the_one_it_had_adopted(
+    cluster: Cluster, store: Store, name: str, tmp_path: Path
+) -> None:
+    second = weights(2)
+    store.put(second)
+    async with follower(name, cluster, store, tmp_path / "cache") as following:
+        await cluster.say(published(name, 1, FIRST, store=store.url))
+        await adopted(cluster, following, 1)
+        await cluster.say(published(name, 2, second, store=store.url))
+        await adopted(cluster, following, 2)
+        assert following.current is not None
+        assert following._before is not None
+        first, newest = following._before.manifest, following.current.manifest
+    async with follower(name, cluster, store, tmp_path / "cache") as following:
+        assert await following.settled() is following.as_of(newest.published_ms)
+        former = following.as_of(first.published_ms)
+        assert former is not None
+        assert former.version == (1 if first.published_ms < newest.published_ms else 2)
+        assert following._before is not None
+        assert following._before.predict(QUESTION).tolist() == pytest.approx(answers(FIRST))

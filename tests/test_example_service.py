@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -52,7 +53,7 @@ def frame(id: str, rows: pl.DataFrame = ROWS) -> Envelope:  # noqa: A002  (Cloud
         type="tidemill.features.ready.v1",
         source="/pipeline/test",
         subject="test",
-        time_ms=0,
+        time_ms=int(time.time() * 1000),
         data=sink.getvalue(),
         key="test",
         content_type=ARROW_STREAM,
@@ -173,9 +174,9 @@ async def test_a_kill_neither_loses_nor_doubles_an_answer(
     cluster: Cluster, store: Store, tmp_path: Path, topic: Callable[[str], str]
 ) -> None:
     name = topic("model")
-    frames = [frame(f"{name}/{number}") for number in range(300)]
     await begin_at_the_end(cluster, name)
     await cluster.say(published(name, 1, FIRST, store=store.url))
+    frames = [frame(f"{name}/{number}") for number in range(300)]
     asking = None
     kills = 0
     for wanted in (20, 120, len(frames)):

@@ -85,6 +85,7 @@ class ModelFollower:
         self._newest: Manifest | None = None
         self._newest_event = b""
         self._fallback: tuple[Manifest, bytes] | None = None  # what was adopted before we began
+        self._remembered_former: bytes | None = None  # and what had been adopted before that
         self._unknown_signer: bytes | None = None  # an event that waits for the list of keys to learn of one
         self._given_up = 0  # version that was rejected for good
         self._tried = 0  # version that was tried at least once
@@ -105,6 +106,7 @@ class ModelFollower:
             self._consider(remembered)
             if self._newest is not None:
                 self._fallback = self._newest, self._newest_event
+        self._remembered_former = await asyncio.to_thread(self._memory.recall_former)
         roads = (self._follow_forever(), self._adopt_forever(), self._announcer.run())
         self._tasks = [asyncio.create_task(road) for road in roads]
 
@@ -132,15 +134,16 @@ class ModelFollower:
     def as_of(self, time_ms: int) -> LoadedModel | None:
         """The model for a question that stood at that time: the one before, if the current one came later.
 
-        A service that was away answers what it left lying as it would have then. Only the model before the
-        current one is still held; a question from before both is the current one's.
+        A service that was away answers what it left lying as it would have then: before the first version by
+        none. Only the model before the current one is still held; a question from before both is the current
+        one's.
         """
         current, before = self.current, self._before
-        if current is not None and before is not None:
-            published_ms = current.manifest.published_ms
-            if before.manifest.published_ms <= time_ms < published_ms:
-                return before
-        return current
+        if current is None or time_ms >= current.manifest.published_ms:
+            return current
+        if before is None:
+            return None if current.version == 1 else current
+        return before if before.manifest.published_ms <= time_ms else current
 
     async def settled(self) -> LoadedModel | None:
         """Wait until what was published before we began is adopted or refused; the model, if there is one.
@@ -254,15 +257,23 @@ class ModelFollower:
 
     async def _former(self, manifest: Manifest) -> LoadedModel | None:
         """The model from before a restart, where it is an older one and can still be had."""
-        if self._fallback is None or self._fallback[0].version >= manifest.version:
+        if self._pinned is not None:
             return None
-        former = self._fallback[0]
-        try:
-            content = await self._downloader.fetch(former.artifact)
-            return await asyncio.to_thread(load, former, content)
-        except (Rejected, Retryable) as error:
-            log.info("%s version %s from before the restart is gone: %s", self.name, former.version, error)
-            return None
+        for event in (self._fallback and self._fallback[1], self._remembered_former):
+            if event is None:
+                continue
+            try:
+                if self._trusted is not None:
+                    former = self._trusted.manifest(event)
+                else:
+                    former = msgspec.json.decode(event, type=CurrentModel).manifest
+                if former.name != self.name or former.version >= manifest.version:
+                    continue
+                content = await self._downloader.fetch(former.artifact)
+                return await asyncio.to_thread(load, former, content)
+            except (Rejected, Retryable) as error:
+                log.info("what %s was before version %s is gone: %s", self.name, manifest.version, error)
+        return None
 
     def _held(self) -> int:
         return self.current.version if self.current else 0

@@ -1,4 +1,7 @@
-"""What was adopted last, kept beside the downloads: a restart begins with it, and takes nothing older."""
+"""What was adopted last, and before that, kept beside the downloads.
+
+A restart begins with the last, and takes nothing older; questions of before it are the former's.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from ..model import CurrentModel
 log = logging.getLogger(__name__)
 
 _FILE = "adopted.json"
+_FORMER = "adopted-before.json"
 
 
 class Memory:
@@ -24,29 +28,42 @@ class Memory:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _FILE
+        self._former = folder / _FORMER
 
     def recall(self) -> bytes | None:
         """The event's JSON; None if there is none that can be read."""
+        return self._read(self._path)
+
+    def recall_former(self) -> bytes | None:
+        """The JSON of the event that was adopted before that one; None if there is none that can be read."""
+        return self._read(self._former)
+
+    def _read(self, path: Path) -> bytes | None:
         try:
-            event = self._path.read_bytes()
+            event = path.read_bytes()
             msgspec.json.decode(event, type=CurrentModel)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning(
-                "what was adopted last cannot be read from %s, beginning without it: %s", self._path, error
-            )
+            log.warning("what was adopted last cannot be read from %s, beginning without it: %s", path, error)
             return None
         return event
 
     def keep(self, event: bytes) -> None:
         """Remember it, in one step. A failure is logged: the model answers all the same."""
-        staged = self._path.with_suffix(".new")
         try:
-            with staged.open("wb") as out:
-                out.write(event)
-                out.flush()
-                os.fsync(out.fileno())
-            staged.replace(self._path)
+            last = self.recall()
+            if last is not None and last != event:
+                _write(self._former, last)
+            _write(self._path, event)
         except OSError as error:
             log.warning("what was adopted cannot be kept in %s: %s", self._path, error)
+
+
+def _write(path: Path, event: bytes) -> None:
+    staged = path.with_suffix(".new")
+    with staged.open("wb") as out:
+        out.write(event)
+        out.flush()
+        os.fsync(out.fileno())
+    staged.replace(path)
