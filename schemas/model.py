@@ -15,7 +15,7 @@ from .raw import TimeMs
 class Artifact(Struct, frozen=True, kw_only=True):
     """Bytes of the weights. The digest is their name in the store."""
 
-    uri: Annotated[str, Meta(description="http(s) address below one of the client's allowed stores")]
+    uri: Annotated[str, Meta(description="http(s) or s3 address below one of the client's allowed stores")]
     size_bytes: Annotated[int, Meta(ge=1)]
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     format: Annotated[str, Meta(description="`safetensors`")] = "safetensors"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import pickle
 import re
@@ -232,42 +231,6 @@ async def test_a_pickle_is_never_opened_even_when_it_is_signed(
         (refused,) = await cluster.hear(AdoptionRefused, name=name, version=4)
         assert "format 'pickle'" in refused.reason
     assert not mark.exists()
-
-
-async def test_an_artifact_with_one_flipped_bit_is_never_accepted(
-    cluster: Cluster, name: str, keys: KeyFolder, tmp_path: Path
-) -> None:
-    """A byte in five of a small one, through the client's own downloader, one changed bit at a time."""
-    from aiohttp import web
-
-    from schemas.client.download import Downloader
-    from schemas.client.errors import ArtifactMismatch
-    from schemas.model import Artifact
-
-    small = FIRST[:200]
-    digest = hashlib.sha256(small).hexdigest()
-    artifact = Artifact(uri=f"http://x/{digest}.safetensors", size_bytes=len(small), sha256=digest)
-    place = 0
-
-    async def forged(request: web.Request, content: bytes) -> web.StreamResponse:
-        changed = bytearray(content)
-        changed[place] ^= 1 << place % 8
-        return web.Response(body=bytes(changed))
-
-    accepted = []
-    async with serving(tmp_path / "store") as store:
-        store.put(small)
-        store.faults[digest] = forged
-        downloader = Downloader([store.url], tmp_path / "downloads")
-        for place in range(0, len(small), 5):
-            try:
-                await downloader.fetch(artifact)
-                accepted.append(place)
-            except ArtifactMismatch:
-                pass
-        await downloader.close()
-    assert accepted == []
-    assert not list((tmp_path / "downloads").glob("*.safetensors"))
 
 
 def test_a_client_is_not_made_with_a_list_that_trusts_nobody(tmp_path: Path) -> None:

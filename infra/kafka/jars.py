@@ -80,9 +80,9 @@ def jar_folder(cache_dir: Path) -> Path:
     return cache_dir / "kafka" / KAFKA_VERSION
 
 
-def faulty_jars(cache_dir: Path, jars: Sequence[Jar] = JARS) -> list[Jar]:
+def faulty_jars(cache_dir: Path, jars: Sequence[Jar] = JARS, *, folder: Path | None = None) -> list[Jar]:
     """The locked jars that are not cached, or whose bytes are not the locked ones. Reads every jar."""
-    folder = jar_folder(cache_dir)
+    folder = folder or jar_folder(cache_dir)
     with ThreadPoolExecutor(FETCH_THREADS) as pool:
         good = pool.map(lambda jar: _is_as_locked(folder / jar.file_name, jar), jars)
         return [jar for jar, is_good in zip(jars, good, strict=True) if not is_good]
@@ -94,20 +94,24 @@ def provide_jars(
     repository: str | None = None,
     console: Console | None = None,
     jars: Sequence[Jar] = JARS,
+    folder: Path | None = None,
 ) -> list[Path]:
     """Paths of all locked jars, each with the locked SHA-256, fetched if need be.
 
-    `repository` is the base address of a Maven repository to use instead of Maven Central. A cached jar that
+    `repository` is the base address of a Maven repository to use instead of Maven Central; `folder` is where
+    they lie, if not where the broker's do. A cached jar that
     is not as locked is deleted and fetched once more. Two processes that start at once share one download.
     Interrupting leaves only whole, checked jars behind. Raises JarUnavailable.
     """
     cache_dir = cache_dir or default_cache_dir()
-    folder = jar_folder(cache_dir)
+    folder = folder or jar_folder(cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if faulty_jars(cache_dir, jars):
+        if faulty_jars(cache_dir, jars, folder=folder):
             with _one_at_a_time(folder, console):
-                missing = faulty_jars(cache_dir, jars)  # another process may just have fetched them
+                missing = faulty_jars(
+                    cache_dir, jars, folder=folder
+                )  # another process may just have fetched them
                 if missing:
                     _fetch_all(missing, folder, repository, console)
     except OSError as error:

@@ -7,15 +7,17 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import httpx
 
 from ..errors import Rejected
 from ..model import Artifact
 from .errors import ArtifactMismatch, CacheUnavailable, StoreNotAllowed, StoreUnavailable
+from .reach import StoreTransport
+from .signed import Signer
 from .stores import Stores, shown
 
 _PAUSES_S = (0.05, 0.2, 0.8, 2.0)
@@ -32,6 +34,7 @@ class Downloader:
         max_bytes: an artifact that claims more is refused unseen.
         timeout_s: longest wait for a connection, or for the next bytes.
         deadline_s: longest time for one artifact, all tries together.
+        s3: how to reach stores on S3, see `signed.Signer`.
     """
 
     def __init__(
@@ -42,13 +45,19 @@ class Downloader:
         max_bytes: int = 2 * 2**30,
         timeout_s: float = 10.0,
         deadline_s: float = 900.0,
+        s3: Mapping[str, Any] | None = None,
     ) -> None:
         self._stores = Stores(stores)
         self._folder = folder
         self._max_bytes = max_bytes
         self._deadline_s = deadline_s
+        signer = Signer(s3)
+        for bucket in self._stores.buckets:
+            signer.open(bucket)
         # A redirect could lead to another host, and a proxy of the environment is another host.
-        self._http = httpx.AsyncClient(follow_redirects=False, timeout=timeout_s, trust_env=False)
+        self._http = httpx.AsyncClient(
+            transport=StoreTransport(signer), follow_redirects=False, timeout=timeout_s, trust_env=False
+        )
 
     async def fetch(self, artifact: Artifact) -> bytes:
         """The artifact's bytes, from the folder or a store; checked.

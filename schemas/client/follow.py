@@ -41,7 +41,7 @@ class ModelFollower:
     Args:
         name: the model's name.
         client: keyword arguments for aiokafka's clients, at least `bootstrap_servers`.
-        stores: base addresses from which artifacts may be taken.
+        stores: base addresses from which artifacts may be taken: http(s), or `s3://bucket/prefix/`.
         service: who we are, as adopted and refused events say it.
         cache_dir: downloads are kept here, and what was adopted last: a restart begins with it, also while
             cluster or store are away, and takes nothing older.
@@ -51,6 +51,8 @@ class ModelFollower:
         pin_version: hold exactly this version, whatever is published later.
         max_bytes: an artifact that claims to be larger is refused unseen.
         timeout_s: longest wait for a store's connection or its next bytes.
+        s3: of `s3://` stores: `endpoint`, `region`, `access_key_id`, `secret_access_key`; what is missing
+            comes from the environment, as for AWS's own tools.
 
     Raises:
         InvalidConfiguration: a store is no base address, or a key is none.
@@ -68,6 +70,7 @@ class ModelFollower:
         pin_version: int | None = None,
         max_bytes: int = 2 * 2**30,
         timeout_s: float = 10.0,
+        s3: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.service = service
@@ -80,7 +83,7 @@ class ModelFollower:
         self._topic = (topics.MODELS_CURRENT if pin_version is None else topics.MODELS).name
         folder = Path(cache_dir) / f"model-{quote(name, safe='')}"
         self._trusted = None if trusted_keys is None else TrustedKeys(trusted_keys)
-        self._downloader = Downloader(stores, folder, max_bytes=max_bytes, timeout_s=timeout_s)
+        self._downloader = Downloader(stores, folder, max_bytes=max_bytes, timeout_s=timeout_s, s3=s3)
         self._memory = Memory(folder)
         self._newest: Manifest | None = None
         self._newest_event = b""

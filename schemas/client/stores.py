@@ -10,6 +10,7 @@ import httpx
 from ..errors import InvalidConfiguration
 from ..model import Artifact
 from .errors import StoreNotAllowed
+from .reach import check_literal
 
 # Steps of a path as artifacts have them; nothing that a server might take for a way up or out.
 _BELOW = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -19,8 +20,8 @@ class Stores:
     """The client's own stores.
 
     Args:
-        addresses: base addresses, http or https, such as "http://127.0.0.1:8700/". A name and password in
-            one are sent to that store alone and shown to nobody.
+        addresses: base addresses, http or https, such as "http://127.0.0.1:8700/", or "s3://bucket/models/".
+            A name and password in an http one are sent to that store alone and shown to nobody.
 
     Raises:
         InvalidConfiguration: there are none, or one is no base address.
@@ -32,6 +33,11 @@ class Stores:
                 'name the artifact stores as a list of base addresses, such as ["http://127.0.0.1:8700/"]'
             )
         self._bases = tuple(_base(address) for address in addresses)
+
+    @property
+    def buckets(self) -> list[str]:
+        """Of the stores on S3."""
+        return list(dict.fromkeys(base.host for base in self._bases if base.scheme == "s3"))
 
     def __str__(self) -> str:
         return ", ".join(shown(base) for base in self._bases)
@@ -80,8 +86,11 @@ def _base(address: str) -> httpx.URL:
         url = httpx.URL(address)
     except (httpx.InvalidURL, ValueError, TypeError) as error:
         raise InvalidConfiguration(f"store {address!r} is no address: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+    odd = url.scheme == "s3" and (url.userinfo or url.port)
+    if url.scheme not in ("http", "https", "s3") or not url.host or url.query or url.fragment or odd:
         raise InvalidConfiguration(
-            f"store {shown(url)!r} is no base address; write it like http://host:8700/ or https://host/models/"
+            f"store {shown(url)!r} is no base address; write it like http://host:8700/, "
+            "https://host/models/ or s3://bucket/models/"
         )
+    check_literal(url.host)
     return url.copy_with(path=url.path.rstrip("/") + "/")
