@@ -18,6 +18,7 @@ from infra.lookback import lookback_tags
 from infra.span import Asked, Codes, Ints, Layout, combined
 from schemas.features import AsOf, Feature, FeatureSpec, Label, Trailing
 from schemas.lookback import QUARANTINED
+from schemas.window import Window
 
 ORDER = ("_time", "_partition", "_offset", "_row")
 _EVENTS = ""  # no topic has that name
@@ -79,12 +80,15 @@ def examples(
     end_ms: int,
     label_known_by_ms: int | None = None,
     provenance: bool = False,
+    excluded: Sequence[Window] = (),
 ) -> pl.DataFrame:
     """Examples of the events in [start_ms, end_ms) at a dataset version, sorted by event time.
 
     Events that a tag has quarantined are left out.
 
     Args:
+        excluded: no examples are made of events within these spans. Features of other events still look at
+            them, as the service's did.
         label_known_by_ms: ignore labels with event time at or after this; None takes all that the
             version holds.
         provenance: keep what no model may see: each event's `_partition`, `_offset` and `_row`, and the
@@ -110,6 +114,8 @@ def examples(
         rows = rows.with_columns(events.sort(ORDER).select(PLACE))
     # In the dataset, but nothing learns from it and nothing is judged by it.
     rows = rows.filter(~pl.col("_tags").list.contains(QUARANTINED))
+    for span in excluded:
+        rows = rows.filter(~pl.col("_time").is_between(span.start_ms, span.end_ms, closed="left"))
     if spec.label is None:
         return rows
     labels = read(spec.label.source, [spec.label.key, spec.label.column], asked.labels)

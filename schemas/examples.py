@@ -48,7 +48,7 @@ from .prediction import Predictions
 from .profile import ColumnProfile, Profile, SliceProfile, WindowProfiled
 from .selection import Balanced
 from .standing import OpenWindow, PartitionStands, PipelineStands
-from .window import Moments, Summary, Window, WindowAmended, WindowClosed
+from .window import Moments, Summary, Window, WindowAmended, WindowClosed, WindowExcluded, WindowIncluded
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
@@ -221,6 +221,22 @@ _ALL: tuple[Announcement, ...] = (
         dataset_uri=_DATASET,
         dataset_version=415,
         late_rows=2,
+    ),
+    WindowExcluded(
+        pipeline="flights",
+        window=_WINDOW,
+        reason="the feed of one airport was down",
+        decided_by="on-call",
+        decided_ms=_NOW_MS,
+        dataset_version=416,
+    ),
+    WindowIncluded(
+        pipeline="flights",
+        window=_WINDOW,
+        reason="the missing rows were pushed again",
+        decided_by="on-call",
+        decided_ms=_NOW_MS + 3_600_000,
+        dataset_version=431,
     ),
     WindowProfiled(
         pipeline="flights",

@@ -12,15 +12,21 @@ from .contract import Announcement, announces
 from .features import FeatureSpec
 from .raw import TimeMs
 from .selection import Hard, Selection, Whole
+from .window import Window
 
 
-class DatasetRange(Struct, frozen=True, kw_only=True):
+class DatasetRange(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Exactly which rows: a dataset version, and the span of event time [start_ms, end_ms)."""
 
     uri: str
     version: int
     start_ms: TimeMs
     end_ms: TimeMs
+    # Left out where there is none: so run keys from before there were exclusions stay as they were.
+    excluded: Annotated[
+        tuple[Window, ...],
+        Meta(description="spans within it that a person excluded: no example is made of their events"),
+    ] = ()
 
 
 class Resources(Struct, frozen=True, kw_only=True):

@@ -218,9 +218,11 @@ FEATURES = Topic(
 )
 WINDOWS = _announced(
     "tidemill.windows",
-    "Windows that closed, and amendments by late rows.",
+    "Windows that closed, amendments by late rows, and spans that a person excluded from training.",
     window.WindowClosed,
     window.WindowAmended,
+    window.WindowExcluded,
+    window.WindowIncluded,
     producer="stream worker",
     consumers=("engineers", "trigger"),
     key="pipeline",

@@ -1,4 +1,4 @@
-"""A window closed, or was amended by rows that came after it had closed."""
+"""A window closed, was amended by rows that came after it had closed, or is no longer to be learnt from."""
 
 from __future__ import annotations
 
@@ -81,3 +81,36 @@ class WindowAmended(WindowStatement, frozen=True, kw_only=True):
 
     def event_id(self) -> str:
         return f"{self.pipeline}/{self.window}/amended/{self.dataset_version}"
+
+
+class ExclusionStatement(Announcement, frozen=True, kw_only=True):
+    """What excluded and included have in common: a person's decision about a span of event time."""
+
+    pipeline: str
+    window: Annotated[Window, Meta(description="the span; not necessarily a window of the pipeline")]
+    reason: str
+    decided_by: str
+    decided_ms: TimeMs
+    dataset_version: Annotated[int, Meta(description="the version whose commit holds the decision")]
+
+    def subject(self) -> str:
+        return f"{self.pipeline}/{self.window}"
+
+    def key(self) -> str:
+        return self.pipeline
+
+
+@announces("window.excluded")
+class WindowExcluded(ExclusionStatement, frozen=True, kw_only=True):
+    """Trainings that are asked for from now on neither learn from nor judge by events of this span."""
+
+    def event_id(self) -> str:
+        return f"{self.pipeline}/{self.window}/excluded/{self.dataset_version}"
+
+
+@announces("window.included")
+class WindowIncluded(ExclusionStatement, frozen=True, kw_only=True):
+    """The exclusion of this span is taken back, for trainings that are asked for from now on."""
+
+    def event_id(self) -> str:
+        return f"{self.pipeline}/{self.window}/included/{self.dataset_version}"

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 from schemas.errors import InvalidConfiguration
 from schemas.job import Experiment
-from schemas.window import WindowClosed
+from schemas.window import Window, WindowClosed
 from streams.closing import closing
 from streams.load import Loaded
 from streams.training import job_for
 from streams.window import Sliding
 
 
-def experiment_now(loaded: Loaded, closed: Sequence[WindowClosed]) -> Experiment:
+def experiment_now(
+    loaded: Loaded, closed: Sequence[WindowClosed], excluded: Sequence[Window] = ()
+) -> Experiment:
     """The experiment that a yes on the newest closed window would ask for.
 
     Args:
         closed: windows as the topic has them, of any pipeline.
+        excluded: spans that are excluded now.
 
     Raises:
         InvalidConfiguration: the pipeline trains nothing, or no window of it has closed.
@@ -49,4 +52,5 @@ def experiment_now(loaded: Loaded, closed: Sequence[WindowClosed]) -> Experiment
         decision_id="",
         configuration_sha256=loaded.sha256,
         requested_ms=0,
+        excluded=excluded,
     ).experiment

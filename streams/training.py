@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from schemas.features import FeatureSpec
 from schemas.job import DatasetRange, Experiment, Gate, JobRequested, Resources
 from schemas.raw import EARLIEST_MS
 from schemas.selection import Balanced, Decay, Hard, Reservoir, Selection, Whole
-from schemas.window import WindowClosed
+from schemas.window import Window, WindowClosed
 from streams.declared import InvalidPipeline, Place, here
 from streams.duration import to_ms
 
@@ -156,26 +156,37 @@ def job_for(
     decision_id: str,
     configuration_sha256: str,
     requested_ms: int,
+    excluded: Sequence[Window] = (),
 ) -> JobRequested:
-    """The job that a yes on `window` asks for. The same window gives the same job.
+    """The job that a yes on `window` asks for. The same window and exclusions give the same job.
 
     `newest_from_ms` gives, of a count and a time, where the newest so many windows start that end by then.
+    A window that lies wholly within an excluded span does not count as one of them.
     """
     model = training.model or window.pipeline
     end_ms = window.window.end_ms
-    judged_from_ms = newest_from_ms(publish.windows, end_ms)
+
+    def from_ms(count: int, until_ms: int) -> int:
+        return _counting_from_ms(newest_from_ms, count, until_ms, excluded)
+
+    judged_from_ms = from_ms(publish.windows, end_ms)
     windows = training.data.windows
-    dataset = {"uri": window.dataset_uri, "version": window.dataset_version}
+
+    def rows(start_ms: int, until_ms: int) -> DatasetRange:
+        return DatasetRange(
+            uri=window.dataset_uri,
+            version=window.dataset_version,
+            start_ms=start_ms,
+            end_ms=until_ms,
+            excluded=tuple(sorted(s for s in excluded if s.start_ms < until_ms and s.end_ms > start_ms)),
+        )
+
     experiment = Experiment(
         pipeline=window.pipeline,
         model=model,
         code=training.code,
-        training=DatasetRange(
-            **dataset,
-            start_ms=EARLIEST_MS if windows is None else newest_from_ms(windows, judged_from_ms),
-            end_ms=judged_from_ms,
-        ),
-        evaluation=DatasetRange(**dataset, start_ms=judged_from_ms, end_ms=end_ms),
+        training=rows(EARLIEST_MS if windows is None else from_ms(windows, judged_from_ms), judged_from_ms),
+        evaluation=rows(judged_from_ms, end_ms),
         spec=spec,
         selection=training.data.selection,
         params=dict(training.params),
@@ -192,6 +203,26 @@ def job_for(
         decision_id=decision_id,
         requested_ms=requested_ms,
     )
+
+
+# A span of a century is no reason to count its seconds.
+_MOST_EXCLUDED = 10_000
+
+
+def _counting_from_ms(
+    newest_from_ms: Callable[[int, int], int], count: int, end_ms: int, excluded: Sequence[Window]
+) -> int:
+    """Where the newest so many windows start that end by then and are not excluded whole."""
+    if not excluded:
+        return newest_from_ms(count, end_ms)
+    start_ms, counted, looked_at = end_ms, 0, 0
+    while counted < count and looked_at < count + _MOST_EXCLUDED:
+        looked_at += 1
+        until_ms, start_ms = start_ms, newest_from_ms(looked_at, end_ms)
+        if start_ms == until_ms and looked_at > count:
+            break  # there are no more
+        counted += not any(s.start_ms <= start_ms and until_ms <= s.end_ms for s in excluded)
+    return start_ms
 
 
 def job_id(model: str, end_ms: int, key: str = "") -> str:

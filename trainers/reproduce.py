@@ -76,13 +76,7 @@ def reproduce(
     Raises:
         CannotReproduce: the event is of an older trainer, or what it names is gone.
     """
-    lineage = manifest.lineage
-    experiment = lineage.experiment
-    if experiment is None or not lineage.input_sha256:
-        raise CannotReproduce(
-            f"model {manifest.name} version {manifest.version} was published by an older trainer, whose "
-            "events do not hold the experiment; only newer models can be made again"
-        )
+    lineage, experiment = manifest.lineage, _experiment_of(manifest)
     found = Reproduction(manifest.name, manifest.version)
     found.checks += [
         _texts("libraries", lineage.libraries, libraries()),
@@ -91,15 +85,39 @@ def reproduce(
     torch.set_num_threads(lineage.threads)
     live = _live(lineage.champion_sha256, champion, store)
     say(f"reading {experiment.training.uri} at version {experiment.training.version}")
-    try:
-        rows = read(experiment, losses_of(live, experiment))
-    except TidemillError as error:
-        raise CannotReproduce(f"the rows cannot be read again: {error}") from error
+    rows = _read(experiment, live)
     found.checks += _inputs(manifest, rows)
     if retrain:
         say(f"training on {rows.training.height:,} rows")
         found.checks += _weights(manifest, experiment, rows.training, live, store)
     return found
+
+
+def rows_of(manifest: Manifest, *, champion: Manifest | None, store: ArtifactStore) -> Rows:
+    """Exactly the rows that a model was trained and judged on; for `champion` and `store` see `reproduce`.
+
+    Raises:
+        CannotReproduce: the event is of an older trainer, or what it names is gone.
+    """
+    experiment = _experiment_of(manifest)
+    return _read(experiment, _live(manifest.lineage.champion_sha256, champion, store))
+
+
+def _experiment_of(manifest: Manifest) -> Experiment:
+    lineage = manifest.lineage
+    if lineage.experiment is None or not lineage.input_sha256:
+        raise CannotReproduce(
+            f"model {manifest.name} version {manifest.version} was published by an older trainer, whose "
+            "events do not hold the experiment; only newer models can be made again"
+        )
+    return lineage.experiment
+
+
+def _read(experiment: Experiment, live: object) -> Rows:
+    try:
+        return read(experiment, losses_of(live, experiment))
+    except TidemillError as error:
+        raise CannotReproduce(f"the rows cannot be read again: {error}") from error
 
 
 def _live(sha256: str | None, champion: Manifest | None, store: ArtifactStore) -> object:

@@ -105,6 +105,7 @@ def _labelled(experiment: Experiment, span: DatasetRange, known_by: int | None) 
         end_ms=span.end_ms,
         label_known_by_ms=known_by,
         provenance=True,
+        excluded=span.excluded,
     )
     return rows.drop_nulls(label).with_columns(pl.col(label).cast(pl.Float64))
 

@@ -258,6 +258,7 @@ def _from_file(file: Path) -> Experiment:
 
 
 def _from_pipeline(named: str | None) -> Experiment:
+    from infra.exclusion import excluded_at
     from infra.kafka.read import read_to_end
     from infra.submit import connected
     from schemas.envelope import NotAnAnnouncement, open_record, unwrap
@@ -278,7 +279,9 @@ def _from_pipeline(named: str | None) -> Experiment:
                     found.append(event)
         return found
 
-    return experiment_now(loaded, asyncio.run(windows()))
+    dataset = configured.paths.dataset / loaded.pipeline.name
+    excluded = [each.span for each in excluded_at(str(dataset))] if dataset.is_dir() else []
+    return experiment_now(loaded, asyncio.run(windows()), excluded)
 
 
 def given(params: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 from infra.command import (
     bench,  # noqa: F401  (importing registers the commands)
     commands,  # noqa: F401
+    data,  # noqa: F401
     dataset,  # noqa: F401
     jobs,  # noqa: F401
     keys,  # noqa: F401

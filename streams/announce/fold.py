@@ -16,6 +16,7 @@ import msgspec
 import polars as pl
 
 from infra.dataset import META
+from infra.exclusion import Exclusion, decision_of
 from infra.point_in_time import compute, with_labels
 from schemas import topics
 from schemas.contract import Announcement
@@ -23,7 +24,7 @@ from schemas.decision import Decision
 from schemas.envelope import ARROW_STREAM, Envelope, wrap
 from schemas.features import AsOf
 from schemas.profile import Profile, WindowProfiled
-from schemas.window import Window, WindowAmended, WindowClosed
+from schemas.window import Window, WindowAmended, WindowClosed, WindowExcluded, WindowIncluded
 from streams.closing import Closing, Turn
 from streams.ingest import source_schema
 from streams.pipeline import Pipeline
@@ -77,6 +78,7 @@ class Progress:
     pending: pl.DataFrame | None = None
     history: History = field(default_factory=History)
     version: int = -1
+    excluded: tuple[Exclusion, ...] = ()
 
 
 class ReadRows(Protocol):
@@ -118,7 +120,8 @@ class Announcer:
         had_ms = progress.watermark_ms
         progress.version = commit.version
         self._take_in(commit)
-        announced = self._features(commit)
+        announced = self._exclusions(commit)
+        announced += self._features(commit)
         announced += self._windows(commit, had_ms)
         self._forget()
         return announced
@@ -135,6 +138,23 @@ class Announcer:
             if topic == self.pipeline.source.topic and self.spec.names():
                 waiting = progress.pending
                 progress.pending = fresh if waiting is None else pl.concat([waiting, fresh])
+
+    def _exclusions(self, commit: Commit) -> list[Announced]:
+        """A person's decision about a span; whoever trains from now on is told of it by the job."""
+        decided = decision_of(commit.metadata)
+        if decided is None:
+            return []
+        self.progress.excluded = decided.standing
+        contract = WindowExcluded if decided.excludes else WindowIncluded
+        said = contract(
+            pipeline=self.pipeline.name,
+            window=decided.span,
+            reason=decided.reason,
+            decided_by=decided.by,
+            decided_ms=commit.time_ms,
+            dataset_version=commit.version,
+        )
+        return [self._say(topics.WINDOWS.name, said, commit)]
 
     def _features(self, commit: Commit) -> list[Announced]:
         """Rows whose event time all sources have passed: nothing that they look at can still come."""
@@ -298,6 +318,7 @@ class Announcer:
                 decision_id=decision_id,
                 configuration_sha256=self._configuration,
                 requested_ms=commit.time_ms,
+                excluded=[each.span for each in progress.excluded],
             )
         seen = job.experiment.training if job else None
         decision = Decision(

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from infra.dataset import Dataset
+from infra.exclusion import excluded_at
 from streams.announce import snapshot
 from streams.announce.fold import (
     EVER_MS,
@@ -81,6 +82,7 @@ def recall(pipeline: Pipeline, uri: str, *, through_version: int) -> Progress:
         progress.windows.take(accounts(pipeline, commit), had_ms=had_ms, mark_ms=progress.watermark_ms)
         if progress.watermark_ms is not None:
             progress.tail_from_ms = remember_from_ms(pipeline, progress)
+    progress.excluded = excluded_at(uri, through_version)
     _recall_rows(pipeline, uri, progress)
     return progress
 

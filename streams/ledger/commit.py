@@ -21,6 +21,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from infra.dataset import COMMIT_METADATA, META
+from infra.exclusion import EXCLUSION
 from schemas.errors import InvalidConfiguration, Retryable
 
 Partition = tuple[str, int]
@@ -157,11 +158,13 @@ class Ledger:
         metadata: Mapping[str, Any],
         idle: Collection[Partition] = (),
         pipeline_watermark_ms: int | None = None,
+        excludes: bool = False,
     ) -> int:
         """Commit all of it or nothing; on return it is on disk. Gives the new version.
 
         Args:
             idle: those of the advancing partitions that hold no window open until they move on.
+            excludes: `metadata` says which spans are excluded from now on (`infra.exclusion`).
 
         Raises:
             Fenced: a partition's position is not where the advance starts.
@@ -173,6 +176,9 @@ class Ledger:
         said |= {_app("idle", p): advances[p].next for p in idle}
         if pipeline_watermark_ms is not None:
             said[_PIPELINE] = pipeline_watermark_ms
+        if excludes:
+            # Without retries it is the next version, or none.
+            said[EXCLUSION] = self._table.version() + 1
         properties = CommitProperties(
             custom_metadata={COMMIT_METADATA: msgspec.json.encode(metadata).decode()},
             max_commit_retries=0,

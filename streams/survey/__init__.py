@@ -1,0 +1,1 @@
+"""What a person asks of a dataset: its windows, what is in them, how two differ, which labels have come."""
