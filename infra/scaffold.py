@@ -262,6 +262,11 @@ Events to play with:
     tidemill push $name.visits $name.visits.ndjson --pipeline pipeline.py
     tidemill push $name.outcomes $name.outcomes.ndjson --pipeline pipeline.py
     tidemill watch
+
+What edited rules would do, beside the rules as they were committed, on those events or on the cluster's own:
+
+    tidemill try pipeline.py --file $name.visits=$name.visits.ndjson --html try.html
+    tidemill try pipeline.py --from 1d
 """
 
 _FILES = {

@@ -6,7 +6,8 @@ written from them (`python -m schemas.json_schema`), and a test keeps both in st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -337,6 +338,21 @@ def declare(own: Topic) -> Topic:
         raise ValueError(f"topic {own.name!r} is declared already, and otherwise; choose another name")
     _OWN[own.name] = own
     return own
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """What is declared in this block is forgotten behind it, and what was declared before is not seen in it.
+
+    For two versions of one pipeline, whose contracts bear the same names.
+    """
+    before = dict(_OWN)
+    _OWN.clear()
+    try:
+        yield
+    finally:
+        _OWN.clear()
+        _OWN.update(before)
 
 
 def declared(name: str) -> Topic | None:

@@ -116,6 +116,19 @@ async def _admin(connection: Connection) -> AIOKafkaAdminClient:
     return admin
 
 
+async def partitions_of(connection: Connection) -> dict[str, int]:
+    """How many partitions each topic of the cluster has.
+
+    Raises:
+        ClusterUnreachable, ClusterRefuses: see `reach`.
+    """
+    admin = await _admin(connection)
+    try:
+        return await _partition_counts(admin)
+    finally:
+        await admin.close()
+
+
 async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
     described = await admin.describe_topics()
     return {
