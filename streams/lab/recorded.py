@@ -147,7 +147,7 @@ class Recorded:
         Args:
             idle_after_ms: a partition silent for so long holds no window open meanwhile.
         """
-        resting: set[Partition] = set()
+        resting: dict[Partition, int] = {}
         last: Partition | None = None
         while True:
             hungry = [feed for feed in self.feeds if not feed.offsets and feed.end is None]
@@ -176,8 +176,9 @@ class Recorded:
             if len(idle) == len(self.feeds) and last is not None:
                 # Whoever spoke last carries the watermark, as live.
                 idle.pop(last, None)
-            fresh = {p: at for p, at in idle.items() if p not in resting}
-            resting = set(idle)
+            # A partition that moved on in this very batch rests anew behind it.
+            fresh = {p: at for p, at in idle.items() if resting.get(p) != at}
+            resting = idle
             if frames or fresh:
                 yield Batch(frames, fresh)
             if all(feed.is_over and feed.next == feed.end for feed in self.feeds):
