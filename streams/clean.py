@@ -17,8 +17,9 @@ from polars.exceptions import PanicException, PolarsError
 from schemas.dead_letter import Reason
 from streams.declared import InvalidPipeline, Place, here
 from streams.duration import to_ms
-from streams.evaluate import evaluate, refuse_all_failing
+from streams.evaluate import evaluate
 from streams.mend import Mend, cap, impute, normalise_units
+from streams.streak import Streaks
 
 __all__ = [
     "DEDUPE",
@@ -174,25 +175,35 @@ def failures(rows: pl.DataFrame, rules: Sequence[Rule]) -> pl.Series:
     return rows.select(first.alias("failed")).to_series()
 
 
-def failing(rows: pl.DataFrame, rules: Sequence[Rule]) -> list[Failed]:
+def failing(rows: pl.DataFrame, rules: Sequence[Rule], streaks: Streaks | None = None) -> list[Failed]:
     """The rows that fail a rule, or on which a rule itself fails; in their order.
 
+    Args:
+        streaks: counts the rows on end that a rule fails on by itself; `rows` have their place then.
+
     Raises:
-        FailsOnAll: a rule itself fails on every row of a whole batch.
+        FailsOnAll: a rule itself fails on every row that comes.
     """
     try:
         first = failures(rows, rules)
     except (PolarsError, PanicException):
-        return _failing_one_by_one(rows, rules)
+        return _failing_one_by_one(rows, rules, streaks)
+    if streaks is not None and rows.height:
+        streaks.worked(_said(each) for each in rules)
     at = first.is_not_null().arg_true()
     return [Failed(position, rule) for position, rule in zip(at, first.gather(at), strict=True)]
 
 
-def _failing_one_by_one(rows: pl.DataFrame, rules: Sequence[Rule]) -> list[Failed]:
+def _failing_one_by_one(rows: pl.DataFrame, rules: Sequence[Rule], streaks: Streaks | None) -> list[Failed]:
     found: dict[int, Failed] = {}
     for number, each in enumerate(rules):
         kept, broken = evaluate(rows, each.keep)
-        refuse_all_failing(broken, rows, f"rule {each.name}", each.keep, each.place)
+        if streaks is not None:
+            streaks.note(_said(each), rows, broken, each.keep, each.place)
         for position in kept.fill_null(value=False).not_().arg_true():
             found.setdefault(position, Failed(position, number, broken.get(position, "")))
     return [found[position] for position in sorted(found)]
+
+
+def _said(each: Rule) -> str:
+    return f"rule {each.name}"

@@ -2,35 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
-
-from streams.declared import InvalidPipeline, Place
-
-_A_WHOLE_BATCH = 100
-
-
-class FailsOnAll(InvalidPipeline):
-    """An expression fails on every row of a batch: it is wrong itself, and no row would be left."""
-
-
-def refuse_all_failing(
-    broken: Mapping[int, str], rows: pl.DataFrame, what: str, expression: pl.Expr, place: Place
-) -> None:
-    """Stop where an expression fails on all rows of a batch; of fewer than a hundred each may be at fault.
-
-    Raises:
-        FailsOnAll: with the line and the columns. Nothing of the batch is committed: it is read again.
-    """
-    if rows.height >= _A_WHOLE_BATCH and len(broken) == rows.height:
-        read = ", ".join(repr(column) for column in expression.meta.root_names()) or "no column"
-        raise FailsOnAll(
-            place,
-            f"{what}, which reads {read}, fails on all {rows.height:,} rows of a batch: {broken[0]}. "
-            "Mend it and start again: these rows are not committed, and are read then",
-        )
 
 
 def evaluate(rows: pl.DataFrame, expression: pl.Expr) -> tuple[pl.Series, dict[int, str]]:

@@ -28,6 +28,7 @@ from streams.ledger.commit import Advance, Partition
 from streams.locate import appended, locate, newest_ms
 from streams.pipeline import Pipeline, Source
 from streams.sift import Tally, derived, sifted, tagged, timed
+from streams.streak import Streaks
 from streams.summary.account import Account, summarise
 from streams.tag import LATE
 from streams.transport.frame import Frame
@@ -116,6 +117,7 @@ class Ingest:
     Args:
         read_keys: by source, what its dedupe reads of the dataset; None remembers only.
         writers: finds the schemas that Avro records were written with.
+        streaks: makes what judges a source's expressions that fail.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Ingest:
         *,
         read_keys: Callable[[str, str], Read] | None = None,
         writers: Writers | None = None,
+        streaks: Callable[[], Streaks] = Streaks,
     ) -> None:
         self.pipeline = pipeline
         self.schema = pl.Schema({**META, **dataset_schema(pipeline)})
@@ -133,6 +136,7 @@ class Ingest:
             topic: Decoder(s.schema, writers=writers, unmarked=s.content_type)
             for topic, s in pipeline.sources().items()
         }
+        self._streaks = {topic: streaks() for topic in pipeline.sources()}
         self.seen: dict[str, Seen] = {}
         for topic, source in pipeline.sources().items():
             for each in pipeline.rules(topic):
@@ -177,7 +181,7 @@ class Ingest:
         source = self.pipeline.sources()[topic]
         is_main = topic == self.pipeline.source.topic
         decoded = self._decoders[topic].decode(frames)
-        tally = Tally(frames, self._pane_start() if self._accounts(topic) else None)
+        tally = Tally(frames, self._pane_start() if self._accounts(topic) else None, self._streaks[topic])
         tally.refused += decoded.refused
         rows = locate(frames, decoded.rows, source=topic, event_time=source.event_time)
         now = pl.lit(now_ms) if now_ms is not None else appended(frames)

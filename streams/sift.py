@@ -15,8 +15,9 @@ from schemas.dead_letter import Reason
 from streams.clean import Cleaning, Dedupe, Mend, Rule, failing
 from streams.declared import Place
 from streams.decode.refused import Refused, refuse_rows
-from streams.evaluate import evaluate, refuse_all_failing
+from streams.evaluate import evaluate
 from streams.pipeline import Source
+from streams.streak import Streaks
 from streams.summary.account import Account, merge
 from streams.tag import Tagging, named_tags, tags
 from streams.transport.frame import Frame
@@ -29,6 +30,7 @@ class Tally:
 
     frames: list[Frame]
     pane_start: pl.Expr | None
+    streaks: Streaks = field(default_factory=Streaks)
     refused: list[Refused] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     accounts: dict[Pane, Account] = field(default_factory=dict)
@@ -101,7 +103,7 @@ def timed(source: Source, rows: pl.DataFrame, now_ms: pl.Expr, tally: Tally) -> 
 
 def cleaned(rules: Sequence[Rule], rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
     """Rows that every rule keeps."""
-    failed = failing(rows, rules)
+    failed = failing(rows, rules, tally.streaks)
     if not failed:
         return rows
     groups: dict[tuple[int, str], list[int]] = {}
@@ -141,6 +143,7 @@ def _mended(mend: Mend, rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
         if not marked.select(_WHERE.any()).item():
             return rows
         marked = marked.with_columns(**new)
+        tally.streaks.worked([mend.name])
     except (PolarsError, PanicException):
         # A value is computed for all rows, also for those that keep theirs.
         values = {f"{mend.name}": (pl.when(where).then(e.cast(types[c]))) for c, e in mend.sets.items()}
@@ -159,7 +162,10 @@ _WHERE = pl.col("_where")
 def derived(derive: Mapping[str, pl.Expr], rows: pl.DataFrame, tally: Tally, place: Place) -> pl.DataFrame:
     """Rows with their derived columns, each computed from the record's own."""
     try:
-        return rows.with_columns(**derive)
+        derived = rows.with_columns(**derive)
+        if rows.height:
+            tally.streaks.worked(f"derive({name})" for name in derive)
+        return derived
     except (PolarsError, PanicException):
         named = {f"derive({name})": e for name, e in derive.items()}
         return _without_broken(named, rows, tally, place).with_columns(**derive)
@@ -169,6 +175,8 @@ def tagged(tagging: Sequence[Tagging], rows: pl.DataFrame, tally: Tally) -> pl.D
     """Rows with their tags, behind what was mended on them."""
     try:
         rows = rows.with_columns(tags(tagging).alias("_tags"))
+        if rows.height:
+            tally.streaks.worked(f"tag({tag.name})" for tag in named_tags(tagging))
     except (PolarsError, PanicException):
         for tag in named_tags(tagging):
             rows = _without_broken({f"tag({tag.name})": tag.when}, rows, tally, tag.place)
@@ -184,11 +192,11 @@ def _without_broken(
     """Rows on which none of these raises; the others are refused by the expression's name.
 
     Raises:
-        FailsOnAll: one raises on every row of a whole batch.
+        FailsOnAll: one raises on every row that comes.
     """
     for name, expression in expressions.items():
         _, broken = evaluate(rows, expression)
-        refuse_all_failing(broken, rows, name, expression, place)
+        tally.streaks.note(name, rows, broken, expression, place)
         for position, error in broken.items():
             tally.refuse(rows[position], Rule(name=name, keep=expression, detail=""), error=error)
         rows = _but(rows, list(broken))

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from schemas.errors import InvalidConfiguration
 from streams.clean import Cleaning, between, cap, impute, matches, normalise_units, require, rule
-from streams.evaluate import FailsOnAll
 from streams.ingest import Ingest, Prepared
 from streams.pipeline import Pipeline, Source
+from streams.streak import FailsOnAll
 from streams.tag import Tag
+from streams.transport.frame import Frame
 from streams.window import Tumbling
 from tests.stream_fixtures import Reading, frame_of
 
@@ -126,16 +127,75 @@ NOT_A_NUMBER = pl.col("note").cast(pl.Int64)
     ],
     ids=["rule", "mend", "tag", "derive"],
 )
-def test_what_fails_on_every_row_of_a_batch_stops_with_its_line_and_column(declared: dict, what: str) -> None:
-    records = [record(id=str(i), note="none") for i in range(150)]
+def ingest_of(*, clean: tuple[Cleaning, ...] = (), tag: tuple[Tag, ...] = (), **source: object) -> Ingest:
+    declared = Source("readings", schema=Reading, event_time="at", key="id", **source)  # type: ignore[arg-type]
+    pipeline = Pipeline(name="readings", source=declared, clean=clean, tag=tag, window=Tumbling("1s"))
+    return Ingest(pipeline)
+
+
+def bad_frame(first: int, rows: int, *, partition: int = 0, good: int = 0) -> Frame:
+    notes = ["none"] * (rows - good) + ["7"] * good
+    told = [record(id=str(first + i), note=note) for i, note in enumerate(notes)]
+    return frame_of(told, partition=partition, first=first)
+
+
+@pytest.mark.parametrize(
+    ("declared", "what"),
+    [
+        ({"clean": (rule("numbered", NOT_A_NUMBER > 0),)}, "rule numbered"),
+        ({"clean": (impute("extra", NOT_A_NUMBER),)}, "impute(extra)"),
+        ({"tag": (Tag("numbered", NOT_A_NUMBER > 0),)}, "tag(numbered)"),
+        ({"derive": {"number": NOT_A_NUMBER}}, "derive(number)"),
+    ],
+    ids=["rule", "mend", "tag", "derive"],
+)
+def test_what_fails_on_every_row_of_many_fetches_stops_with_its_line_and_column(
+    declared: dict, what: str
+) -> None:
+    frames = [bad_frame(0, 400, partition=number) for number in range(3)]
     with pytest.raises(FailsOnAll, match=r"test_mend\.py:\d+: ") as stopped:
-        prepared(records=records, **declared)
+        ingest_of(**declared).prepare(frames, now_ms=NOW_MS)
     assert what in str(stopped.value)
     assert "reads 'note'" in str(stopped.value)
-    assert "all 150 rows" in str(stopped.value)
-    # One good row among them, or few rows: these may be bad themselves, and are refused.
-    assert prepared(records=[*records, record(id="ok", note="7")], **declared).rows.height == 1
-    assert len(prepared(records=records[:20], **declared).dead_letters) == 20
+    assert "all 1,200 rows" in str(stopped.value)
+    # One good row among them: then they may be bad themselves, and are refused.
+    ingest = ingest_of(**declared)
+    mixed = ingest.prepare([*frames[:2], bad_frame(0, 400, partition=2, good=1)], now_ms=NOW_MS)
+    assert (mixed.rows.height, len(mixed.dead_letters)) == (1, 1_199)
+
+
+RAISES = (rule("numbered", NOT_A_NUMBER > 0),)
+
+
+def test_a_lone_producers_bad_rows_are_refused_and_the_worker_goes_on() -> None:
+    """A hundred rows, keyed, so on every partition; or thousands in one fetch; then again and again."""
+    ingest = ingest_of(clean=RAISES)
+    spread = [bad_frame(0, 25, partition=number) for number in range(4)]
+    assert len(ingest.prepare(spread, now_ms=NOW_MS).dead_letters) == 100
+    assert len(ingest.prepare([bad_frame(25, 800)], now_ms=NOW_MS).dead_letters) == 800
+    for number in range(20):  # others' rows come in between: the rule works
+        first = 1_000 * (number + 1)
+        assert ingest.prepare([bad_frame(first, 10, good=10)], now_ms=NOW_MS).rows.height == 10
+        assert len(ingest.prepare([bad_frame(first + 10, 500)], now_ms=NOW_MS).dead_letters) == 500
+
+
+def test_a_streak_runs_on_over_batches_and_a_batch_that_is_read_again_counts_once() -> None:
+    ingest = ingest_of(clean=RAISES)
+    for _ in range(5):
+        assert len(ingest.prepare([bad_frame(0, 450)], now_ms=NOW_MS).dead_letters) == 450
+    assert len(ingest.prepare([bad_frame(450, 450)], now_ms=NOW_MS).dead_letters) == 450
+    with pytest.raises(FailsOnAll, match=r"all 1,350 rows that came last.*900 before them are dead letters"):
+        ingest.prepare([bad_frame(900, 450)], now_ms=NOW_MS)
+
+
+def test_of_an_expression_that_has_worked_more_failures_are_borne() -> None:
+    ingest = ingest_of(clean=RAISES)
+    assert ingest.prepare([bad_frame(0, 1, good=1)], now_ms=NOW_MS).rows.height == 1
+    for number in range(9):
+        frame = bad_frame(1 + number * 1_100, 1_100)
+        assert len(ingest.prepare([frame], now_ms=NOW_MS).dead_letters) == 1_100
+    with pytest.raises(FailsOnAll):
+        ingest.prepare([bad_frame(1 + 9 * 1_100, 1_100)], now_ms=NOW_MS)
 
 
 # Whatever the batches.

@@ -16,9 +16,9 @@ from schemas.errors import InvalidConfiguration
 from schemas.topics import Topic, Version
 from streams import testing
 from streams.clean import between, dedupe, rule
-from streams.evaluate import FailsOnAll
 from streams.load import load_pipeline
 from streams.pipeline import Labels, Pipeline, Source
+from streams.streak import FailsOnAll
 from streams.tag import Tag
 from streams.testing import Record, run
 from streams.training import Training, last

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from streams.decode.avro import Writers
 from streams.ingest import Counts, Ingest, Prepared, dataset_schema
 from streams.ledger.commit import Advance, Ledger, Partition
 from streams.pipeline import Pipeline
+from streams.streak import Streaks
 from streams.summary.profiling import beginning
 from streams.transport.frame import Frame
 from streams.turn import account_of, keys_of, stand_by, watermark_after
@@ -59,6 +60,7 @@ class Rehearsal:
         uri: folder of the dataset; made if it is not there.
         partitions: all that will be read: the watermark waits for each, until it is idle.
         announce: fold the commits into announcements, too; only from the dataset's beginning on.
+        streaks: makes what judges expressions that fail; as a worker's, unless said otherwise.
     """
 
     def __init__(
@@ -70,11 +72,12 @@ class Rehearsal:
         writers: Writers | None = None,
         announce: bool = False,
         configuration_sha256: str = "",
+        streaks: Callable[[], Streaks] = Streaks,
     ) -> None:
         self.pipeline, self.uri = pipeline, uri
         self.partitions = set(partitions)
         self.ledger = Ledger(uri, dataset_schema(pipeline))
-        self.ingest = Ingest(pipeline, read_keys=keys_of(self.ledger), writers=writers)
+        self.ingest = Ingest(pipeline, read_keys=keys_of(self.ledger), writers=writers, streaks=streaks)
         self._stand_by()
         self.ingest.recall()
         self._fold: Announcer | None = None
@@ -108,7 +111,7 @@ class Rehearsal:
             idle: partitions that hold no window open until they move on, with their next offsets.
 
         Raises:
-            FailsOnAll: an expression fails on every row of a whole batch.
+            FailsOnAll: an expression fails on every row that comes.
         """
         fresh = [frame if (at := self.position(_of(frame))) is None else frame.since(at) for frame in frames]
         fresh = [frame for frame in fresh if frame.next > frame.first]
