@@ -28,11 +28,22 @@ from schemas.job import (
     JobSkipped,
     JobStarted,
     JobSucceeded,
+    JobSwept,
 )
 from schemas.model import ModelPublished, ModelRefused
 
 State = Literal[
-    "queued", "running", "judged", "published", "refused", "scored", "failed", "skipped", "answered", "merged"
+    "queued",
+    "sweeping",
+    "running",
+    "judged",
+    "published",
+    "refused",
+    "scored",
+    "failed",
+    "skipped",
+    "answered",
+    "merged",
 ]
 OVER: frozenset[State] = frozenset(
     {"published", "refused", "scored", "failed", "skipped", "answered", "merged"}
@@ -148,6 +159,8 @@ class Board:
                 job.why = event.why or event.decision_id or ""
             case JobProgress():
                 job.curve.append(Point(event.attempt, event.step, event.of, event.metrics, at_ms))
+                if job.state == "queued" and event.attempt == 0:
+                    job.state = "sweeping"
             case _ if job.is_over:
                 return
             case JobStarted():
@@ -155,6 +168,9 @@ class Board:
                 job.started_ms, job.reason = event.started_ms, ""
             case JobQueued():
                 job.reason = event.reason
+            case JobSwept():
+                job.state, job.params = "queued", {**job.params, **event.params}
+                job.reason = f"the best of {event.trials} trials is {event.best_job_id}, {event.value:.4g}"
             case JobPreempted():
                 job.state, job.reason = "queued", f"made room for {event.by_job_id}"
                 job.preempted += 1

@@ -67,8 +67,12 @@ async def stop(settings: Settings, job_id: str, *, reason: str) -> None:
     Raises:
         InvalidConfiguration: no cluster is there.
     """
-    wish = JobStopRequested(job_id=job_id, reason=reason, requested_ms=int(time.time() * 1000))
-    await announce(connected(settings), [wish])
+    await announce(connected(settings), [stop_request(job_id, reason=reason)])
+
+
+def stop_request(job_id: str, *, reason: str) -> JobStopRequested:
+    """The event that `stop` announces."""
+    return JobStopRequested(job_id=job_id, reason=reason, requested_ms=int(time.time() * 1000))
 
 
 async def ended(settings: Settings, job_id: str) -> Job:

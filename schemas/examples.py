@@ -27,6 +27,7 @@ from .job import (
     JobStarted,
     JobStopRequested,
     JobSucceeded,
+    JobSwept,
 )
 from .model import (
     AdoptionRefused,
@@ -312,6 +313,14 @@ _ALL: tuple[Announcement, ...] = (
         experiment=_EXPERIMENT,
         decision_id=f"flights/{_WINDOW}/decision",
         requested_ms=_NOW_MS,
+    ),
+    JobSwept(
+        job_id=_JOB,
+        params={"learning_rate": 0.004, "hidden": [128, 64]},
+        best_job_id=f"{_JOB}-trial-13",
+        value=0.774,
+        trials=20,
+        swept_ms=_NOW_MS,
     ),
     JobStopRequested(job_id=_JOB, reason="stopped by `tidemill jobs --stop`", requested_ms=_NOW_MS),
     JobQueued(job_id=_JOB, reason="no GPU has the memory free now", ahead=2, queued_ms=_NOW_MS),

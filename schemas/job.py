@@ -12,6 +12,7 @@ from .contract import Announcement, announces
 from .features import FeatureSpec
 from .raw import TimeMs
 from .selection import Hard, Selection, Whole
+from .sweep import SweepPlan
 from .window import Window
 
 
@@ -173,9 +174,26 @@ class JobRequested(JobEvent, frozen=True, kw_only=True):
     requested_ms: TimeMs
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     why: Annotated[str, Meta(description="in words, for people; a decision says it better")] = ""
+    sweep: Annotated[
+        SweepPlan | None, Meta(description="configurations are tried first; the best is what is trained")
+    ] = None
 
     def event_id(self) -> str:
         return f"{self.job_id}/requested"
+
+
+@announces("job.swept")
+class JobSwept(JobEvent, frozen=True, kw_only=True):
+    """Its sweep is over: from now on it is a training with these parameters over its own, as any other."""
+
+    params: dict[str, Any]
+    best_job_id: Annotated[str, Meta(description="the trial that they are of")]
+    value: Annotated[float, Meta(description="of what decides, on rows kept from the training's own")]
+    trials: int
+    swept_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.job_id}/swept"
 
 
 @announces("job.stop-requested")
@@ -242,7 +260,7 @@ class JobStarted(JobEvent, frozen=True, kw_only=True):
 class JobProgress(JobEvent, frozen=True, kw_only=True):
     """How far it is. Sent at most a few times a second."""
 
-    attempt: int
+    attempt: Annotated[int, Meta(description="0: of its sweep, whose steps are trials")]
     step: int
     of: int
     metrics: dict[str, float] = field(default_factory=dict)

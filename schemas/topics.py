@@ -265,6 +265,7 @@ JOBS = _announced(
     job.JobStarted,
     job.JobProgress,
     job.JobPreempted,
+    job.JobSwept,
     job.JobRetried,
     job.JobSucceeded,
     job.JobFailed,

@@ -14,6 +14,7 @@ from schemas.features import FeatureSpec
 from schemas.job import DatasetRange, Experiment, Gate, JobRequested, Resources
 from schemas.raw import EARLIEST_MS
 from schemas.selection import Balanced, Decay, Hard, Reservoir, Selection, Whole
+from schemas.sweep import Measure, SweepPlan, space_of
 from schemas.window import Window, WindowClosed
 from streams.declared import InvalidPipeline, Place, here
 from streams.duration import to_ms
@@ -121,6 +122,55 @@ def gpu(memory_bytes: int = 2 * 2**30, *, time_limit_s: float = 600.0) -> Resour
 
 
 @dataclass(frozen=True)
+class Sweeping:
+    """Every so many trainings, configurations are tried, and the best of them is the challenger."""
+
+    every: int
+    vary: Mapping[str, object]
+    trials: int
+    parallel: int
+    measure: Measure | None
+    watch: str
+    place: Place = field(default_factory=here, compare=False)
+
+    def plan(self, publish: Publish) -> SweepPlan:
+        """As it rides in a job's event.
+
+        Raises:
+            ValueError: what is varied cannot be read.
+        """
+        return SweepPlan(
+            vary={name: space_of(said) for name, said in self.vary.items()},
+            trials=self.trials,
+            parallel=self.parallel,
+            measure=self.measure or publish.gate.metric,
+            watch=self.watch,
+        )
+
+
+def sweep(
+    *,
+    every: int,
+    vary: Mapping[str, object],
+    trials: int = 20,
+    parallel: int = 2,
+    measure: Measure | None = None,
+    watch: str = "loss",
+) -> Sweeping:
+    """Make every so many trainings a sweep: trials are jobs like any others, the best meets the same gate.
+
+    Args:
+        every: 12 makes the 12th training one, the 24th, and so on; 1 makes each one.
+        vary: parameters and what to try: `"1..8"`, `"log:1e-4..1e-1"`, or a list of values.
+        trials: how many configurations.
+        parallel: how many are in the queue at once, one step of priority behind other jobs.
+        measure: what decides between trials; the gate's metric unless said.
+        watch: metric of `ctx.progress`, less is better, by which bad trials are stopped early; "": none is.
+    """
+    return Sweeping(every, vary, trials, parallel, measure, watch)
+
+
+@dataclass(frozen=True)
 class Training:
     """Model code, data, parameters and resources: the experiment, all but the windows of the moment.
 
@@ -136,6 +186,7 @@ class Training:
     minimum_rows: int = 1
     resources: Resources = field(default_factory=gpu)
     model: str = ""
+    sweep: Sweeping | None = None
     place: Place = field(default_factory=here, compare=False)
 
     def __post_init__(self) -> None:
@@ -157,11 +208,15 @@ def job_for(
     configuration_sha256: str,
     requested_ms: int,
     excluded: Sequence[Window] = (),
+    training_number: int = 0,
 ) -> JobRequested:
     """The job that a yes on `window` asks for. The same window and exclusions give the same job.
 
-    `newest_from_ms` gives, of a count and a time, where the newest so many windows start that end by then.
-    A window that lies wholly within an excluded span does not count as one of them.
+    A window that lies wholly within an excluded span does not count as one of the newest.
+
+    Args:
+        newest_from_ms: gives, of a count and a time, where the newest so many windows start that end by then.
+        training_number: which of the pipeline's trainings it is, from 1; 0: of none, and so no sweep.
     """
     model = training.model or window.pipeline
     end_ms = window.window.end_ms
@@ -197,11 +252,15 @@ def job_for(
         gate=publish.gate,
         configuration_sha256=configuration_sha256,
     )
+    sweeping = training.sweep
+    due = sweeping is not None and training_number > 0 and training_number % sweeping.every == 0
     return JobRequested(
         job_id=job_id(model, end_ms, window.window.key),
         experiment=experiment,
         decision_id=decision_id,
         requested_ms=requested_ms,
+        why=f"training {training_number}, a sweep as every {sweeping.every}th" if sweeping and due else "",
+        sweep=sweeping.plan(publish) if sweeping and due else None,
     )
 
 

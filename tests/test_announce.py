@@ -18,7 +18,9 @@ from infra.point_in_time import compute
 from schemas.decision import Decision
 from schemas.envelope import unwrap_as
 from schemas.features import AsOf, Trailing
+from schemas.job import JobRequested
 from schemas.profile import WindowProfiled
+from schemas.sweep import Range, SweepPlan
 from schemas.topics import DECISIONS, FEATURES, JOBS, PROFILES, WINDOWS
 from schemas.window import WindowAmended, WindowClosed
 from streams.announce.fold import Announced, Announcer, Commit, Progress
@@ -32,7 +34,7 @@ from streams.ledger.commit import Ledger
 from streams.pipeline import Labels, Pipeline, Source
 from streams.summary.profiling import beginning
 from streams.tag import Tag
-from streams.training import Training, better_than_champion, last
+from streams.training import Training, better_than_champion, last, sweep
 from streams.trigger import (
     bias,
     cooldown,
@@ -91,7 +93,7 @@ PIPELINE = Pipeline(
     train_when=(every(windows=2) & labelled(rows=3) & cooldown("1s"))
     | hysteresis(drift(minimum_rows=5), release=0.01) & sustained(drift("value", psi=0.1), windows=2)
     | (label_drift(minimum_rows=5) | bias("place", minimum_rows=5) | edge_cases("high", rows=1_000)),
-    train=Training("nowhere:train", data=last(windows=3)),
+    train=Training("nowhere:train", data=last(windows=3), sweep=sweep(every=2, vary={"rate": "0.0..1.0"})),
     publish_when=better_than_champion("auc"),
 )
 # Every kind of window over the same events.
@@ -412,3 +414,12 @@ def test_a_yes_asks_for_one_job_by_the_window_that_said_it(
             )
             assert experiment["training"]["end_ms"] - experiment["training"]["start_ms"] == 3_000
             assert experiment["training"]["version"] == decisions[job_id]["dataset_version"]
+
+
+def test_every_second_training_is_a_sweep_if_it_is_declared_so(
+    folded: tuple[Path, list[list[Announced]]],
+) -> None:
+    jobs = [unwrap_as(e.envelope, JobRequested) for each in folded[1] for e in each if e.topic == JOBS.name]
+    plan = SweepPlan(vary={"rate": Range(0.0, 1.0)})
+    assert len(jobs) > 3
+    assert [job.sweep for job in jobs] == [None if number % 2 == 0 else plan for number in range(len(jobs))]

@@ -19,7 +19,7 @@ from schemas.raw import Arrival, Flight, Weather
 from streams.clean import between, dedupe, impute, matches, require, rule
 from streams.pipeline import Labels, Pipeline, Source
 from streams.tag import Slice, Tag
-from streams.training import Training, balanced, better_than_champion, history, last
+from streams.training import Training, balanced, better_than_champion, history, last, sweep
 from streams.trigger import bias, drift, edge_cases, every, first, hysteresis, label_drift
 from streams.unusual import outlier, rare
 from streams.window import Session, Sliding, Tumbling
@@ -57,6 +57,24 @@ MISTAKES = [
     ('event_time="scheduled"', 'event_time="schedule"', "event_time='schedule'", "did you mean 'scheduled'?"),
     ('event_time="scheduled"', 'event_time="carrier"', "must be epoch milliseconds", "String"),
     ('key="flight_id")', 'key="flightid")', "key='flightid'", "did you mean 'flight_id'?"),
+    *(
+        (
+            "data=last(windows=30))",
+            f"data=last(windows=30), sweep=sweep({said}))",
+            complaint,
+            way_out,
+        )
+        for said, complaint, way_out in [
+            ('every=0, vary={"rate": "0.1..1"}', "every=0", "1 or more"),
+            ('every=12, vary={"rate": "0.1..1"}, trials=0', "trials=0", "1 or more"),
+            ("every=12, vary={}", "name what to try", "log:1e-4..1e-1"),
+            ('every=12, vary={"rate": "log:0..1"}', "varies rate", "both are above 0"),
+            ('every=12, vary={"rate": 3}', "varies rate", "neither low..high nor a list"),
+            ('every=12, vary={"hidden": [[64]]}', "varies hidden", "two values at least"),
+            ('every=12, vary={"hidden": [[64], {1, 2, object()}]}', "varies hidden", "JSON has no word"),
+            ('every=12, vary={"rate": "1..2"}, measure="auk"', "measure='auk'", "did you mean 'auc'?"),
+        ]
+    ),
     (
         'Source("flights.scheduled"',
         'Source("flights.schedule"',

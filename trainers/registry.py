@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from schemas import topics
 from schemas.contract import Announcement
 from schemas.job import (
@@ -20,6 +22,7 @@ from schemas.job import (
     JobStarted,
     JobStopRequested,
     JobSucceeded,
+    JobSwept,
 )
 from schemas.model import CurrentModel, Manifest, ModelPublished, ModelRefused
 from trainers.schedule import Waiting
@@ -106,6 +109,8 @@ class Registry:
                 self.not_before_ms[job_id] = event.not_before_ms
             case JobStopRequested():
                 self.stops[job_id] = event.reason
+            case JobSwept():
+                self._settle(event)
             case JobMerged():
                 self._inherit(job_id, event.into_job_id)
                 self._end(job_id, decided=False)
@@ -130,6 +135,19 @@ class Registry:
         if decided:
             self._decided.add(job_id)
         self.revision += 1
+
+    def _settle(self, event: JobSwept) -> None:
+        """Its sweep is over: what is left of it is a training with the best of the parameters."""
+        asked = self.requested.get(event.job_id)
+        if asked is None or asked.sweep is None:
+            return
+        params = {**asked.experiment.params, **event.params}
+        settled = msgspec.structs.replace(
+            asked, sweep=None, experiment=msgspec.structs.replace(asked.experiment, params=params)
+        )
+        self.requested[event.job_id] = settled
+        if event.job_id in self._open:
+            self._open[event.job_id] = settled
 
     def _inherit(self, job_id: str, into_job_id: str) -> None:
         """A job that takes others' place has waited as long as the oldest of them."""
@@ -188,8 +206,12 @@ class Registry:
         return [job for job_id, job in self._open.items() if job_id not in but_not]
 
     def waiting(self, *, but_not: Set[str] = frozenset()) -> list[Waiting]:
-        """The queue."""
-        return [self._waiting(job) for job in self.open_jobs(but_not=but_not)]
+        """The queue. Jobs that sweep are not in it: their trials are."""
+        return [self._waiting(job) for job in self.open_jobs(but_not=but_not) if job.sweep is None]
+
+    def sweeps(self, *, but_not: Set[str] = frozenset()) -> list[JobRequested]:
+        """Open jobs whose configurations are still being tried, or are to be."""
+        return [job for job in self.open_jobs(but_not=but_not) if job.sweep is not None]
 
     def _waiting(self, job: JobRequested) -> Waiting:
         known = self._queue.get(job.job_id)

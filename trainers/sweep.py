@@ -22,46 +22,30 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from infra.job_board import Board, Job, follow
-from infra.settings import Settings
-from infra.submit import connected, request, stop, submit
+from infra.kafka.connection import Connection
+from infra.submit import announce, request, stop_request
 from schemas.errors import InvalidConfiguration
-from schemas.job import Experiment
+from schemas.job import DatasetRange, Experiment, JobRequested
+from schemas.sweep import Choice, Measure, Range, Space, space_of
+from trainers.assignment import Progress
+from trainers.tuning import trial_id
 
-Measure = Literal["auc", "log_loss", "accuracy"]
 _PARTS = 3
 """Of the trials that reach a rung one in so many goes on; rungs are at a ninth and a third of the way."""
 _FIRST_RUNG_PERCENT = 11
 _STOPPED = "stopped early: by successive halving others do better"
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Numbers from `low` to `high`, both included; whole ones if both are."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def suggest(self, trial: optuna.Trial, name: str) -> Any:
-        """A value of this trial."""
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(name, self.low, self.high, log=self.log)
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of some values, of any kind that JSON has."""
-
-    values: tuple[Any, ...]
-
-    def suggest(self, trial: optuna.Trial, name: str) -> Any:
-        """A value of this trial."""
-        # Optuna keeps plain values only; a list of sizes travels as its JSON.
-        return json.loads(trial.suggest_categorical(name, [json.dumps(value) for value in self.values]))
-
-
-Space = Mapping[str, Range | Choice]
+def suggest(kind: Range | Choice, trial: optuna.Trial, name: str) -> Any:
+    """A trial's value of a parameter."""
+    match kind:
+        case Choice(values=values):
+            # Optuna keeps plain values only; a list of sizes travels as its JSON.
+            return json.loads(trial.suggest_categorical(name, [json.dumps(value) for value in values]))
+        case Range(low=int(low), high=int(high), log=log):
+            return trial.suggest_int(name, low, high, log=log)
+        case Range(low=low, high=high, log=log):
+            return trial.suggest_float(name, low, high, log=log)
 
 
 def declared(varied: Sequence[str]) -> dict[str, Range | Choice]:
@@ -76,7 +60,7 @@ def declared(varied: Sequence[str]) -> dict[str, Range | Choice]:
         try:
             if not sign or not name:
                 raise ValueError("write name=low..high, or name=[one, or, another]")
-            space[name] = _read(said)
+            space[name] = space_of(said)
         except ValueError as error:
             raise InvalidConfiguration(f"--vary {each!r}: {error}") from error
     if not space:
@@ -84,24 +68,6 @@ def declared(varied: Sequence[str]) -> dict[str, Range | Choice]:
             "name what to vary: --vary learning_rate=log:1e-4..1e-1 --vary epochs=1..8"
         )
     return space
-
-
-def _read(said: str) -> Range | Choice:
-    if said.startswith("["):
-        values = json.loads(said)
-        if len(values) < 2:
-            raise ValueError("a choice has two values at least")
-        return Choice(tuple(values))
-    log, low, high = said.startswith("log:"), *said.removeprefix("log:").partition("..")[::2]
-    try:
-        found = Range(json.loads(low), json.loads(high), log)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{said!r} is neither low..high nor a JSON list") from error
-    if not all(isinstance(end, int | float) for end in (found.low, found.high)) or not found.low < found.high:
-        raise ValueError(f"{said!r}: low and high are numbers, the low one first")
-    if log and found.low <= 0:
-        raise ValueError(f"{said!r}: on a logarithmic scale both are above 0")
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,18 +99,56 @@ class Sweep:
 
     def job_id(self, number: int) -> str:
         """The job of a trial."""
-        return f"{self.name}-trial-{number}"
+        return trial_id(self.name, number)
 
 
-def study_of(sweep: Sweep, folder: Path) -> optuna.Study:
+def sweep_of(job: JobRequested) -> Sweep:
+    """The sweep that a job begins with, its trials one step of priority behind it."""
+    plan = job.sweep
+    assert plan is not None
+    return Sweep(
+        name=job.job_id,
+        base=job.experiment,
+        space=plan.vary,
+        measure=plan.measure,
+        watch=plan.watch,
+        trials=plan.trials,
+        parallel=plan.parallel,
+        priority=max(-100, job.priority - 1),
+    )
+
+
+def held_out(base: Experiment) -> Experiment:
+    """The experiment as trials run it: scored on the newest part of its own training rows.
+
+    As long as what the gate judges on, at most a quarter. The best of many scores is a flattered one, so the
+    rows that decide between trials are not those that the best is judged on.
+    """
+    span, judged = base.training, base.evaluation
+    if judged is None:
+        return base
+    held_ms = min(judged.end_ms - judged.start_ms, (span.end_ms - span.start_ms) // 4)
+    if held_ms <= 0:
+        return base
+    cut_ms = span.end_ms - held_ms
+
+    def part(start_ms: int, end_ms: int) -> DatasetRange:
+        return msgspec.structs.replace(span, start_ms=start_ms, end_ms=end_ms)
+
+    return msgspec.structs.replace(
+        base, training=part(span.start_ms, cut_ms), evaluation=part(cut_ms, span.end_ms)
+    )
+
+
+def study_of(sweep: Sweep, journal: Path) -> optuna.Study:
     """The study in its journal, begun or gone on with.
 
     Raises:
         InvalidConfiguration: under this name something else was tried.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    journal.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    backend = JournalFileBackend(str(folder / f"{sweep.name}.journal"))
+    backend = JournalFileBackend(str(journal))
     study = optuna.create_study(
         study_name=sweep.name,
         storage=optuna.storages.JournalStorage(backend),
@@ -171,50 +175,70 @@ def study_of(sweep: Sweep, folder: Path) -> optuna.Study:
 
 
 async def run(
-    sweep: Sweep, settings: Settings, *, folder: Path, news: Callable[[optuna.Study, Board], None]
+    sweep: Sweep, connection: Connection, *, journal: Path, news: Callable[[optuna.Study], None]
 ) -> optuna.Study:
     """Run trials until all are told; one that was killed goes on where it was.
 
+    Args:
+        news: told the study after each look at the jobs; what it raises ends the sweep, to be gone on with.
+
     Raises:
-        InvalidConfiguration: there is no cluster, or the study is another's.
+        InvalidConfiguration: the study is another's.
     """
-    study = study_of(sweep, folder)
+    study = study_of(sweep, journal)
     stopped: set[int] = set()
     asked: set[str] = set()
-    async for board in follow(connected(settings)):
+    async for board in follow(connection):
         for known in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             trial = optuna.Trial(study, known._trial_id)
             job = board.jobs.get(sweep.job_id(known.number))
             if job is None:
                 # Its request was lost with a sweep that died; asked for once, it is on its way.
                 if sweep.job_id(known.number) not in asked:
-                    await _ask(sweep, settings, trial, asked)
+                    await _ask(sweep, connection, trial, asked)
                 continue
             if _tell(study, trial, job, board, sweep, stopped=known.number in stopped):
                 continue
             if is_hopeless(trial, job, sweep) and known.number not in stopped:
                 stopped.add(known.number)
-                await stop(settings, job.job_id, reason=_STOPPED)
+                await announce(connection, [stop_request(job.job_id, reason=_STOPPED)])
         open_trials = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         while open_trials < sweep.parallel and len(study.trials) < sweep.trials:
-            await _ask(sweep, settings, study.ask(), asked)
+            if known := board.jobs.get(sweep.job_id(len(study.trials))):
+                # The journal was lost, the trial was not: it is taken up as it was asked for.
+                _take_up(sweep, study, known)
+            else:
+                await _ask(sweep, connection, study.ask(), asked)
             open_trials += 1
-        news(study, board)
+        news(study)
         if not open_trials:
             return study
     raise AssertionError("following never ends by itself")
 
 
-async def _ask(sweep: Sweep, settings: Settings, trial: optuna.Trial, asked: set[str]) -> None:
+async def _ask(sweep: Sweep, connection: Connection, trial: optuna.Trial, asked: set[str]) -> None:
     job_id = sweep.job_id(trial.number)
     asked.add(job_id)
-    await submit(
-        settings,
-        with_params(sweep, {name: kind.suggest(trial, name) for name, kind in sweep.space.items()}, "trial"),
+    params = {name: suggest(kind, trial, name) for name, kind in sweep.space.items()}
+    job = request(
+        held_out(with_params(sweep, params, "trial")),
         priority=sweep.priority,
         why=f"trial {trial.number} of sweep {sweep.name}",
         job_id=job_id,
     )
+    await announce(connection, [job])
+
+
+def _take_up(sweep: Sweep, study: optuna.Study, known: Job) -> None:
+    values = {
+        name: json.dumps(known.params[name]) if isinstance(kind, Choice) else known.params[name]
+        for name, kind in sweep.space.items()
+        if name in known.params
+    }
+    study.enqueue_trial(values)
+    trial = study.ask()
+    for name, kind in sweep.space.items():
+        suggest(kind, trial, name)
 
 
 def with_params(
@@ -275,12 +299,20 @@ def best_params(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
     }
 
 
-async def propose(sweep: Sweep, settings: Settings, params: Mapping[str, Any]) -> str:
-    """Ask for the best configuration as a challenger, once a study; gives its job's id."""
-    job = request(
+def progress(study: optuna.Study, sweep: Sweep) -> Progress:
+    """How many of its trials are told, and the best value so far."""
+    trials = study.get_trials(deepcopy=False)
+    done = sum(trial.state.is_finished() for trial in trials)
+    scored = any(trial.state is TrialState.COMPLETE for trial in trials)
+    return Progress(
+        step=done, of=sweep.trials, metrics={sweep.measure: float(study.best_value)} if scored else {}
+    )
+
+
+def proposal(sweep: Sweep, params: Mapping[str, Any]) -> JobRequested:
+    """The best configuration as a challenger; one a study."""
+    return request(
         with_params(sweep, params, "challenger"),
         why=f"the best of {sweep.trials} trials of sweep {sweep.name}",
         job_id=f"{sweep.name}-best",
     )
-    await submit(settings, job.experiment, why=job.why, job_id=job.job_id)
-    return job.job_id

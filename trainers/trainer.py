@@ -19,34 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from aiokafka.errors import KafkaError
 
 from infra.kafka.connection import Connection
 from infra.logging import correlated, logger
 from infra.settings import Settings
 from schemas import topics
-from schemas.contract import Announcement
-from schemas.job import (
-    JobAnswered,
-    JobFailed,
-    JobMerged,
-    JobPreempted,
-    JobProgress,
-    JobQueued,
-    JobRequested,
-    JobRetried,
-    JobSkipped,
-    JobStarted,
-    JobSucceeded,
-    Resources,
-)
+from schemas.errors import InvalidConfiguration
+from schemas.job import JobRequested, Resources
 from schemas.model import Manifest, ModelPublished
 from trainers.admission import Admission, Host, Running
 from trainers.artifact import ArtifactStore
-from trainers.assignment import Assignment, Began, Done, Failed, Outcome, Progress, Skipped, Yielded
+from trainers.assignment import Assignment, Began, Done, Failed, Outcome, Skipped, Yielded
 from trainers.attempt import Attempt
 from trainers.bulletin import Bulletin
 from trainers.code import source_sha256
-from trainers.conclusion import Conclusion, conclude, measures, read_back, write_down
+from trainers.conclusion import Conclusion, conclude, read_back, write_down
 from trainers.devices import Survey, survey
 from trainers.keys import KeyFolder
 from trainers.memory import own_bytes
@@ -54,12 +42,16 @@ from trainers.process import Standby, StandbyDied
 from trainers.publishing import publishing
 from trainers.registry import in_queue
 from trainers.schedule import Merge, Preempt, Refuse, Start, Terms, promised, schedule
+from trainers.telling import Telling
+from trainers.tuning import SweepStopped, Tuning, is_trial_of
 
 log = logger(__name__)
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+SWEEP_FILE = "sweep.journal"
 _LONGEST_PAUSE_S = 60.0
 _LOOK_AGAIN_S = 0.5
+_SWEEP_AGAIN_S = 2.0
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
@@ -88,7 +80,11 @@ class Trainer:
         self.keys.ensure()
         self.bulletin = Bulletin(connection, now_ms=now_ms, trusted=self.keys.trusted())
         self.registry = self.bulletin.registry
+        self.tell = Telling(
+            self.bulletin, now_ms=now_ms, progress_interval_ms=settings.trainer.progress_interval_ms
+        )
         self.standby = Standby(settings.paths.jobs / "standby.log")
+        self._connection = connection
         self._options = settings.trainer
         self._jobs = settings.paths.jobs
         self._store = ArtifactStore(settings.paths.artifacts)
@@ -108,6 +104,7 @@ class Trainer:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, Running] = {}
         self._attempts: dict[str, Attempt] = {}
+        self._tunings: dict[str, Tuning] = {}
         self._keys: dict[str, str] = {}
         self._inherited_bytes = 0
         self._faults: tuple[str, ...] = ()
@@ -149,6 +146,8 @@ class Trainer:
                 if not self._concluding.locked():
                     await self._say_current()
                 self._stop_unwanted()
+                for job in self.registry.sweeps(but_not=self._tasks.keys()):
+                    self._care_for(job, partial(self._sweep, job))
                 await self._plan()
                 # Not `wait_for`: in Python 3.11 it may swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
@@ -173,8 +172,8 @@ class Trainer:
         """Jobs that somebody wants ended: those at work by their process, those that wait by an event."""
         for job_id in list(self.registry.stops):
             reason = self.registry.stops[job_id]
-            if attempt := self._attempts.get(job_id):
-                attempt.stop(reason)
+            if at_work := self._attempts.get(job_id) or self._tunings.get(job_id):
+                at_work.stop(reason)
             elif job_id in self.registry.over:
                 del self.registry.stops[job_id]
             elif job_id not in self._tasks and (job := self.registry.requested.get(job_id)):
@@ -206,19 +205,18 @@ class Trainer:
                     job = self.registry.requested[job_id]
                     self._care_for(job, partial(self._refuse, job, reason))
                 case Merge(job_id=job_id, into_job_id=into):
-                    merged = JobMerged(job_id=job_id, into_job_id=into, merged_ms=self._now_ms())
                     job = self.registry.requested[job_id]
-                    self._care_for(job, partial(self.bulletin.say, topics.JOBS.name, merged))
+                    self._care_for(job, partial(self.tell.merged, job_id, into=into))
                 case Preempt(job_id=job_id, by_job_id=by):
                     if attempt := self._attempts.get(job_id):
                         log.info("makes room", job=job_id, by=by)
                         attempt.preempt(by)
-        unsaid = [
-            JobQueued(job_id=job_id, reason=reason, ahead=ahead, queued_ms=self._now_ms())
+        unsaid = (
+            self.tell.queued(job_id, reason, ahead=ahead)
             for ahead, (job_id, reason) in enumerate(plan.waits.items())
             if job_id not in self.registry.queued
-        ]
-        await asyncio.gather(*(self.bulletin.say(topics.JOBS.name, event) for event in unsaid))
+        )
+        await asyncio.gather(*unsaid)
 
     def _note_devices(self, found: Survey) -> None:
         known = {gpu.uuid: gpu for gpu in (*self._host.known_gpus, *found.gpus)}
@@ -252,10 +250,7 @@ class Trainer:
             parent_sha256=champion.artifact.sha256 if champion else None,
         )
         if earlier := self.registry.decided_by(key):
-            answered = JobAnswered(
-                job_id=job.job_id, run_key=key, earlier_job_id=earlier, answered_ms=self._now_ms()
-            )
-            self._care_for(job, partial(self.bulletin.say, topics.JOBS.name, answered))
+            self._care_for(job, partial(self.tell.answered, job.job_id, run_key=key, earlier=earlier))
             return
         if key in self._keys.values():
             return  # it is answered when that one has ended
@@ -310,7 +305,7 @@ class Trainer:
             ended = await attempt.run(
                 assignment,
                 began=partial(self._say_started, assignment),
-                progressed=self._say_progress(assignment),
+                progressed=self.tell.progress(job.job_id, number),
             )
         finally:
             process.kill()
@@ -320,16 +315,13 @@ class Trainer:
                 await self._conclude(job, number, outcome, champion)
             case Skipped(reason=reason):
                 log.info("skipped", reason=reason)
-                await self._say(JobSkipped(job_id=job.job_id, reason=reason, finished_ms=self._now_ms()))
+                await self.tell.skipped(job.job_id, reason)
             case Yielded(checkpointed=checkpointed):
-                await self._say(
-                    JobPreempted(
-                        job_id=job.job_id,
-                        attempt=number,
-                        by_job_id=attempt.preempted_by or "",
-                        checkpointed=checkpointed or self._checkpoint(job.job_id).exists(),
-                        preempted_ms=self._now_ms(),
-                    )
+                await self.tell.preempted(
+                    job.job_id,
+                    number,
+                    by=attempt.preempted_by or "",
+                    checkpointed=checkpointed or self._checkpoint(job.job_id).exists(),
                 )
             case Failed(reason=reason, retryable=retryable):
                 await self._retry_or_fail(job, number, to_blame + 1, reason, retryable, process.log_tail())
@@ -346,18 +338,7 @@ class Trainer:
         else:
             pause_s = min(_LONGEST_PAUSE_S, self._options.retry_after_s * 2 ** (to_blame - 1))
             log.warning("will be tried again", reason=reason, pause_s=pause_s)
-            await self._say(
-                JobRetried(
-                    job_id=job.job_id,
-                    attempt=attempt,
-                    reason=reason,
-                    log_tail=log_tail,
-                    not_before_ms=self._now_ms() + int(pause_s * 1000),
-                )
-            )
-
-    async def _say(self, event: Announcement) -> None:
-        await self.bulletin.say(topics.JOBS.name, event)
+            await self.tell.retried(job.job_id, attempt, reason, log_tail=log_tail, pause_s=pause_s)
 
     def _assignment(
         self, job: JobRequested, attempt: int, admission: Admission, champion: Manifest | None, key: str
@@ -380,38 +361,30 @@ class Trainer:
         )
 
     async def _say_started(self, assignment: Assignment, began: Began) -> None:
-        await self._say(
-            JobStarted(
-                job_id=assignment.job.job_id,
-                attempt=assignment.attempt,
-                device=assignment.device_name,
-                started_ms=began.started_ms,
-                run_key=assignment.run_key,
-                resumed=self._checkpoint(assignment.job.job_id).exists(),
+        resumed = self._checkpoint(assignment.job.job_id).exists()
+        await self.tell.started(assignment, began, resumed=resumed)
+
+    async def _sweep(self, job: JobRequested) -> None:
+        """Try its configurations; then it is in the queue, as the best of them."""
+        tuning = Tuning(job, self._connection, journal=self.folder(job.job_id) / SWEEP_FILE)
+        self._tunings[job.job_id] = tuning
+        try:
+            best = await tuning.run(progressed=self.tell.progress(job.job_id, 0))
+        except (SweepStopped, InvalidConfiguration) as error:
+            await self._fail(job, 0, str(error))
+        except KafkaError as error:
+            log.warning("the sweep pauses", error=repr(error))
+            await asyncio.sleep(_SWEEP_AGAIN_S)  # the job stays open, and the sweep goes on where it was
+        else:
+            await self.tell.swept(
+                job.job_id,
+                params=best.params,
+                best_job_id=best.job_id,
+                value=best.value,
+                trials=best.trials,
             )
-        )
-
-    def _say_progress(self, assignment: Assignment) -> Callable[[Progress], Coroutine[Any, Any, None]]:
-        """Passes progress on, not too often; the last step always."""
-        said_s = 0.0
-
-        async def say(report: Progress) -> None:
-            nonlocal said_s
-            due = (time.monotonic() - said_s) * 1000 >= self._options.progress_interval_ms
-            if not due and report.step < report.of:
-                return
-            said_s = time.monotonic()
-            await self._say(
-                JobProgress(
-                    job_id=assignment.job.job_id,
-                    attempt=assignment.attempt,
-                    step=report.step,
-                    of=report.of,
-                    metrics=report.metrics,
-                )
-            )
-
-        return say
+        finally:
+            self._tunings.pop(job.job_id, None)
 
     async def _conclude(
         self, job: JobRequested, attempt: int, outcome: Outcome, judged_against: Manifest | None
@@ -419,17 +392,7 @@ class Trainer:
         # The bytes that the event promises, read back by whoever promises them.
         await asyncio.to_thread(self._store.get, outcome.sha256)
         if job.experiment.purpose == "trial":
-            await self._say(
-                JobSucceeded(
-                    job_id=job.job_id,
-                    attempt=attempt,
-                    rows=outcome.rows,
-                    train_s=outcome.train_s,
-                    finished_ms=outcome.trained_ms,
-                    artifact_sha256=outcome.sha256,
-                    scores=measures(outcome),
-                )
-            )
+            await self.tell.scored(job.job_id, attempt, outcome)
             return
         async with self._concluding, publishing(self._jobs):
             await self.bulletin.caught_up()
@@ -459,14 +422,10 @@ class Trainer:
 
     async def _fail(self, job: JobRequested, attempt: int, reason: str, log_tail: str = "") -> None:
         log.warning("job failed", job=job.job_id, reason=reason)
-        failed = JobFailed(
-            job_id=job.job_id,
-            attempt=attempt,
-            reason=reason,
-            log_tail=log_tail,
-            finished_ms=self._now_ms(),
-        )
-        await self.bulletin.say(topics.JOBS.name, failed)
+        if job.sweep is not None:
+            mine = [each for each in self.registry.open_jobs() if is_trial_of(job.job_id, each.job_id)]
+            await asyncio.gather(*(self.tell.wants_stopped(each.job_id, reason=reason) for each in mine))
+        await self.tell.failed(job.job_id, attempt, reason, log_tail=log_tail)
 
     def _checkpoint(self, job_id: str) -> Path:
         return self.folder(job_id) / CHECKPOINT_FILE

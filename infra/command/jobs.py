@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
-_COLOURS = {"running": "cyan", "published": "green", "failed": "red", "refused": "yellow"}
+_COLOURS = {"running": "cyan", "sweeping": "cyan", "published": "green", "failed": "red", "refused": "yellow"}
 _GIB = 2**30
 _PIPED_WIDTH = 200
 
@@ -154,7 +154,7 @@ def draw(job: Job, file: Path) -> None:
         for axis, name in zip(axes[:, 0], names, strict=True):
             for attempt in sorted({point.attempt for point in job.curve}):
                 mine = [p for p in job.curve if p.attempt == attempt and name in p.metrics]
-                label = f"attempt {attempt}"
+                label = f"attempt {attempt}" if attempt else "sweep"
                 axis.plot([p.step for p in mine], [p.metrics[name] for p in mine], marker=".", label=label)
             axis.set_ylabel(name)
             axis.grid(alpha=0.3)

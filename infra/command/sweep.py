@@ -49,7 +49,7 @@ def sweep(
 
     Killed or stopped, the same command goes on where it was.
     """
-    from infra.submit import ended
+    from infra.submit import announce, connected, ended
     from trainers import sweep as sweeping
 
     configured = settings()
@@ -63,14 +63,14 @@ def sweep(
         trials=trials,
         parallel=parallel,
     )
-    folder = configured.paths.home / "sweeps"
+    connection = connected(configured)
     with Live(console=console, auto_refresh=False, transient=True) as live:
         study = asyncio.run(
             sweeping.run(
                 plan,
-                configured,
-                folder=folder,
-                news=lambda study, _: live.update(table(study, plan.trials), refresh=True),
+                connection,
+                journal=configured.paths.home / "sweeps" / f"{name}.journal",
+                news=lambda study: live.update(table(study, plan.trials), refresh=True),
             )
         )
     best = sweeping.best_params(study, plan)
@@ -78,9 +78,10 @@ def sweep(
     if plot:
         draw(study, plot, measure)
     if publish:
-        job_id = asyncio.run(sweeping.propose(plan, configured, best))
-        came = asyncio.run(ended(configured, job_id))
-        answer["challenger"] = {"job_id": job_id, "state": came.state, "reason": came.reason}
+        job = sweeping.proposal(plan, best)
+        asyncio.run(announce(connection, [job]))
+        came = asyncio.run(ended(configured, job.job_id))
+        answer["challenger"] = {"job_id": job.job_id, "state": came.state, "reason": came.reason}
     if as_json:
         print(json.dumps(answer))
         return

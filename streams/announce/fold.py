@@ -319,6 +319,7 @@ class Announcer:
                 configuration_sha256=self._configuration,
                 requested_ms=commit.time_ms,
                 excluded=[each.span for each in progress.excluded],
+                training_number=progress.history.yeses + 1,
             )
         seen = job.experiment.training if job else None
         decision = Decision(

@@ -6,10 +6,13 @@ import ast
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from schemas.selection import Balanced
+from schemas.sweep import Measure, space_of
 from streams.declared import Place, Problem, nearest
 from streams.pipeline import Pipeline
+from streams.training import Sweeping
 
 
 def training(pipeline: Pipeline) -> Iterator[Problem]:
@@ -26,6 +29,8 @@ def training(pipeline: Pipeline) -> Iterator[Problem]:
     if pipeline.labels is None:
         yield Problem(pipeline.train.place, "there is nothing to learn without labels; add labels=Labels(…)")
     yield from _groups(pipeline)
+    if pipeline.train.sweep is not None:
+        yield from _sweep(pipeline.train.sweep)
     if pipeline.publish_when.windows < 1:
         yield Problem(pipeline.place, "publish_when judges over windows=0; at least the newest is needed")
     module, _, function = pipeline.train.code.partition(":")
@@ -59,6 +64,27 @@ def _groups(pipeline: Pipeline) -> Iterator[Problem]:
     for name in gate.trusted:
         if name not in {*known, "*"}:
             yield Problem(pipeline.place, f"trusted={name!r}: no such feature{nearest(name, known)}")
+
+
+def _sweep(sweep: Sweeping) -> Iterator[Problem]:
+    """What is tried must be something to choose from."""
+    for name in ("every", "trials", "parallel"):
+        if getattr(sweep, name) < 1:
+            yield Problem(sweep.place, f"sweep({name}={getattr(sweep, name)}): it must be 1 or more")
+    known = get_args(Measure)
+    if sweep.measure is not None and sweep.measure not in known:
+        yield Problem(
+            sweep.place, f"sweep(measure={sweep.measure!r}): no such measure{nearest(sweep.measure, known)}"
+        )
+    if not sweep.vary:
+        yield Problem(
+            sweep.place, 'sweep(vary={}): name what to try, such as {"learning_rate": "log:1e-4..1e-1"}'
+        )
+    for name, said in sweep.vary.items():
+        try:
+            space_of(said)
+        except ValueError as error:
+            yield Problem(sweep.place, f"sweep varies {name}: {error}")
 
 
 def _code(place: Place, module: str, function: str) -> Iterator[Problem]:

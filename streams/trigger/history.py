@@ -27,6 +27,7 @@ class History:
     """All windows closed before, as far as a condition may ask; what is "since" is since the last yes.
 
     Attributes:
+        yeses: how many there were.
         tags_since_yes: rows by tag.
         trained: span that the last yes trains on.
         trained_on: profile of that span's windows.
@@ -40,6 +41,7 @@ class History:
     """
 
     windows: int = 0
+    yeses: int = 0
     windows_since_yes: int = 0
     rows_since_yes: int = 0
     labelled_since_yes: int = 0
@@ -72,6 +74,7 @@ class History:
         following = replace(
             self,
             windows=self.windows + 1,
+            yeses=self.yeses + yes,
             windows_since_yes=0 if yes else self.windows_since_yes + 1,
             rows_since_yes=0 if yes else self.rows_since_yes + window.summary.rows,
             labelled_since_yes=0 if yes else self.labelled_since_yes + window.labelled,
