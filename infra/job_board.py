@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -193,7 +193,7 @@ class Board:
                 pass
 
 
-async def follow(connection: Connection) -> AsyncIterator[Board]:
+async def follow(connection: Connection) -> AsyncGenerator[Board]:
     """The board as the topics have it now, and again whenever there is news or half a second has passed."""
     board = Board()
     consumer = AIOKafkaConsumer(

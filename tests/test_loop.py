@@ -123,3 +123,42 @@ def test_lower_precision_trains_to_much_the_same_in_weights_of_full_precision(
 def test_a_precision_that_is_none_is_refused_with_those_that_are() -> None:
     with pytest.raises(BadOption, match="precision='half': it is one of float32, bfloat16"):
         weights(context(precision="half"))
+
+
+def test_a_compiled_loss_trains_to_the_same(
+    undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The compiler's own code generation takes half a minute, and is measured by `tidemill bench train`.
+    compiled: list[Any] = []
+    by_torch = torch.compile
+
+    def traced(loss: Any, **options: Any) -> Any:
+        compiled.append(options)
+        return by_torch(loss, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    assert same(weights(context(compile=True)), undisturbed)
+    assert compiled == [{}]
+
+
+@pytest.mark.parametrize(
+    ("params", "complaint"),
+    [
+        ({"cuda_graphs": True}, "cuda_graphs=true has no meaning on the cpu; ask for a GPU"),
+        ({"compile": "yes"}, "compile='yes': it is true or false"),
+    ],
+)
+def test_an_option_that_does_not_apply_is_refused_and_never_passed_over(
+    params: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(BadOption, match=complaint):
+        weights(context(**params))
+
+
+def test_compiling_without_a_compiler_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    with pytest.raises(BadOption, match=r"needs a C\+\+ compiler.*install g\+\+"):
+        weights(context(compile=True))

@@ -294,6 +294,7 @@ async def test_a_sweep_whose_journal_is_lost_takes_its_trials_up_as_they_were(
         base=experiment(folder / "dataset", "good:train", "swept"),
         space={"rate": Range(1e-5, 1e-1, log=True), "steps": Choice((30, 40))},
         trials=3,
+        watch="",
     )
     connection = Connection(bootstrap_servers=broker.bootstrap_servers)
     first = await run(sweep, connection, journal=tmp_path / "one", news=lambda _: None)

@@ -9,6 +9,7 @@ Hyperparameter Tuning", 2020). The best configuration is asked for as a challeng
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -188,31 +189,32 @@ async def run(
     study = study_of(sweep, journal)
     stopped: set[int] = set()
     asked: set[str] = set()
-    async for board in follow(connection):
-        for known in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            trial = optuna.Trial(study, known._trial_id)
-            job = board.jobs.get(sweep.job_id(known.number))
-            if job is None:
-                # Its request was lost with a sweep that died; asked for once, it is on its way.
-                if sweep.job_id(known.number) not in asked:
-                    await _ask(sweep, connection, trial, asked)
-                continue
-            if _tell(study, trial, job, board, sweep, stopped=known.number in stopped):
-                continue
-            if is_hopeless(trial, job, sweep) and known.number not in stopped:
-                stopped.add(known.number)
-                await announce(connection, [stop_request(job.job_id, reason=_STOPPED)])
-        open_trials = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        while open_trials < sweep.parallel and len(study.trials) < sweep.trials:
-            if known := board.jobs.get(sweep.job_id(len(study.trials))):
-                # The journal was lost, the trial was not: it is taken up as it was asked for.
-                _take_up(sweep, study, known)
-            else:
-                await _ask(sweep, connection, study.ask(), asked)
-            open_trials += 1
-        news(study)
-        if not open_trials:
-            return study
+    async with contextlib.aclosing(follow(connection)) as boards:
+        async for board in boards:
+            for known in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                trial = optuna.Trial(study, known._trial_id)
+                job = board.jobs.get(sweep.job_id(known.number))
+                if job is None:
+                    # Its request was lost with a sweep that died; asked for once, it is on its way.
+                    if sweep.job_id(known.number) not in asked:
+                        await _ask(sweep, connection, trial, asked)
+                    continue
+                if _tell(study, trial, job, board, sweep, stopped=known.number in stopped):
+                    continue
+                if is_hopeless(trial, job, sweep) and known.number not in stopped:
+                    stopped.add(known.number)
+                    await announce(connection, [stop_request(job.job_id, reason=_STOPPED)])
+            open_trials = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+            while open_trials < sweep.parallel and len(study.trials) < sweep.trials:
+                if known := board.jobs.get(sweep.job_id(len(study.trials))):
+                    # The journal was lost, the trial was not: it is taken up as it was asked for.
+                    _take_up(sweep, study, known)
+                else:
+                    await _ask(sweep, connection, study.ask(), asked)
+                open_trials += 1
+            news(study)
+            if not open_trials:
+                return study
     raise AssertionError("following never ends by itself")
 
 
