@@ -32,7 +32,8 @@ def fit(network: type[torch.nn.Module], ctx: TrainingContext) -> torch.nn.Module
 
     Three more are to be measured by `tidemill bench train`, never assumed: `precision` ("float32"; "bfloat16"
     of the forward pass, the weights stay float32), `compile` (false; the loss by `torch.compile`,
-    whose dropout draws other numbers), and `cuda_graphs` (false; compiled, and replayed as CUDA graphs). Like all parameters they are in the run key.
+    whose dropout draws other numbers), and `cuda_graphs` (false; compiled, and replayed as CUDA graphs). Like
+    all parameters they are in the run key.
 
     Args:
         network: a class with `from_context`, `features` and `loss` as `trainers.context` describes them.
