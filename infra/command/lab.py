@@ -101,6 +101,72 @@ def try_rules(
     show(report, html=html, as_json=as_json, title=f"{report.pipeline}: edited rules, tried")
 
 
+@app.command()
+def replay(
+    pipeline: Annotated[str, typer.Argument(help="Module or file of the pipeline with the new rules.")],
+    against: Annotated[
+        str, typer.Option(help="The rules of the live dataset: a file, a module, or git:REVISION.")
+    ] = "git:HEAD",
+    to: Annotated[
+        str | None, typer.Option(help="What was appended from then on is not read: 2024-05-01, or 1d.")
+    ] = None,
+    file: Files = None,
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """Rebuild a dataset from its raw records under new rules, beside the live one, and report what differs.
+
+    Stopped or killed, the same command goes on where it was; later, it takes in what has come since.
+    """
+    import time
+
+    from streams.check.pipeline import refuse_mistakes
+    from streams.decode.schema_registry import writers_for
+    from streams.lab import replay as replaying
+    from streams.lab.against import load_against
+    from streams.load import load_pipeline
+
+    configured = settings()
+    live, edited = load_against(pipeline, against), load_pipeline(pipeline)
+    refuse_mistakes(edited.pipeline)
+    folder = configured.paths.dataset
+    if not (folder / live.pipeline.name / "_delta_log").is_dir():
+        raise InvalidConfiguration(
+            f"there is no live dataset {live.pipeline.name} in {folder} to stand beside; has a worker run?"
+        )
+    began_s = time.perf_counter()
+    name = replaying.version_name(edited)
+    console.print(f"rebuilding as {name} in {folder}; stopped, the same command goes on", soft_wrap=True)
+
+    async def run() -> int:
+        # Files are read from their beginning, and what is there already is passed over.
+        at = None if file else replaying.positions_of(edited, folder)
+        topics = list(edited.pipeline.sources())
+        async with recorded(configured, edited.pipeline, topics, file or [], None, to, at) as records:
+            rehearsal = replaying.rehearsal_at(
+                edited, folder, records, writers=writers_for(edited.pipeline, configured.schema_registry)
+            )
+            with counting(records.records) as (bar, task):
+                return await replaying.replay(
+                    rehearsal,
+                    records,
+                    batch_rows=configured.worker.batch_rows,
+                    idle_after_ms=configured.worker.idle_timeout_ms,
+                    progress=lambda done: bar.update(task, completed=done),
+                )
+
+    events = asyncio.run(run())
+    report = replaying.report_on(
+        live,
+        edited,
+        folder,
+        read=", ".join(file or ()) or "the cluster",
+        events=events,
+        began_s=began_s,
+    )
+    show(report, html=html, as_json=as_json, title=f"{report.pipeline}: {name} beside the live dataset")
+
+
 @asynccontextmanager
 async def recorded(
     configured: Settings,
