@@ -421,5 +421,5 @@ def test_every_second_training_is_a_sweep_if_it_is_declared_so(
 ) -> None:
     jobs = [unwrap_as(e.envelope, JobRequested) for each in folded[1] for e in each if e.topic == JOBS.name]
     plan = SweepPlan(vary={"rate": Range(0.0, 1.0)})
-    assert len(jobs) > 3
+    assert len(jobs) >= 2
     assert [job.sweep for job in jobs] == [None if number % 2 == 0 else plan for number in range(len(jobs))]
