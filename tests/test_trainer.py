@@ -279,6 +279,19 @@ async def test_a_job_that_fails_says_why_and_the_trainer_goes_on(
         assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie"
 
 
+async def test_job_code_is_handed_neither_the_clusters_credentials_nor_a_signing_key(
+    seen: Topics, dataset: Path
+) -> None:
+    job = a_job(dataset, "bad:looks_around", "nosy")
+    await seen.ask(job)
+    tail = (await seen.one(job, JobFailed)).log_tail
+    around = tail.partition("seen: ")[2].partition("Traceback")[0]
+    assert "TIDEMILL_PATHS__HOME" in around  # it looked indeed
+    assert "KAFKA" not in around
+    assert "SIGNING_KEYS" not in around
+    assert ".pem" not in around
+
+
 async def test_a_model_that_answers_all_alike_is_refused_even_as_the_first(
     seen: Topics, dataset: Path
 ) -> None:

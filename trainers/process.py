@@ -19,6 +19,8 @@ from trainers.standby import COMMAND, FORK, KILL, MAKE_ROOM, Ended, News, Warm
 _LOG_TAIL_BYTES = 8_000
 _LOG_LIMIT_BYTES = 64 * 2**20
 _LOG_LOOK_S = 1.0
+_NOT_FOR_JOBS = ("TIDEMILL_KAFKA__", "TIDEMILL_PATHS__SIGNING_KEYS")
+"""Settings that begin so are the trainer's alone: how it proves who it is, to the cluster and to services."""
 
 
 class StandbyDied(Retryable):
@@ -122,6 +124,7 @@ class Standby:
                 stdout=log,
                 stderr=log,
                 pass_fds=(theirs.fileno(),),
+                env={name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_JOBS)},
                 start_new_session=True,  # Ctrl-C is the trainer's to handle
             )
         self._control = ours.dup()
