@@ -156,6 +156,12 @@ class Worker(_Section):
     polars_threads: PositiveInt = 2
     web_port: Port | None = None
     """Faust's web server on the loopback interface; unset: none."""
+    model_stores: tuple[str, ...] = ()
+    """Base addresses of artifact stores, for models that tag rows. Empty: the trainer's own store, if its
+    address is set."""
+    trusted_keys: AbsolutePath | None = None
+    """Whose models may tag rows: a file of public keys, as `tidemill keys` writes it. Unset: the trainer's
+    own list, where it is on this machine; else whoever may write to the cluster is believed."""
 
 
 class Upkeep(_Section):

@@ -16,10 +16,13 @@ from infra import settings as configuration
 from infra.kafka.connection import Connection, connect_to
 from infra.kafka.reach import await_cluster
 from infra.settings_model import Settings
+from streams.by_model import Following
 from streams.check.pipeline import refuse_mistakes
 from streams.decode.schema_registry import writers_for
 from streams.ledger.positions import PositionLost
 from streams.load import Loaded, load_pipeline
+from streams.pipeline import Pipeline
+from streams.tag import ByModel
 from streams.transport import FrameTopic, register
 from streams.worker import StreamWorker
 
@@ -105,6 +108,7 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
         upkeep=settings.upkeep,
         configuration_sha256=loaded.sha256,
         writers=writers_for(pipeline, settings.schema_registry),
+        models=_models(settings, connection, pipeline),
     )
 
     @app.agent(app.topic(*pipeline.sources()), name=f"ingest.{pipeline.name}")
@@ -114,6 +118,24 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
             await app.worker.accept(message.tp, event.value, event.ack)
 
     return app
+
+
+def _models(settings: Settings, connection: Connection, pipeline: Pipeline) -> Following | None:
+    """The models that tag the pipeline's rows; None where none does."""
+    names = {tag.model for tag in pipeline.tag if isinstance(tag, ByModel)}
+    if not names:
+        return None
+    store = settings.store
+    address = store.public_url or (f"http://{store.host}:{store.port}/" if store.port else "")
+    own = settings.paths.signing_keys / "trusted.txt"
+    return Following(
+        names,
+        client=connection.client_arguments(),
+        stores=settings.worker.model_stores or ((address,) if address else ()),
+        service=f"worker-of-{pipeline.name}",
+        cache_dir=settings.paths.home / "models",
+        trusted_keys=settings.worker.trusted_keys or (own if own.is_file() else None),
+    )
 
 
 def from_settings() -> StreamApp:

@@ -18,6 +18,7 @@ import polars as pl
 from infra.dataset import META
 from schemas.dead_letter import DeadLetter
 from streams import watermark
+from streams.by_model import Models, by_models
 from streams.clean import DEDUPE, Dedupe
 from streams.dead_letter import dead_letter
 from streams.decode.avro import Writers
@@ -54,6 +55,7 @@ class Sifted:
     decoded: Decoded
     rows: pl.DataFrame
     tally: Tally
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -79,6 +81,7 @@ class Prepared:
     watermarks: dict[Partition, int]
     counts: dict[str, Counts]
     accounts: dict[Pane, Account]
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Any]:
         """What the commit says of itself, beside the rows."""
@@ -87,6 +90,8 @@ class Prepared:
             "watermarks": {_name(p): ms for p, ms in self.watermarks.items()},
             "counts": {topic: msgspec.to_builtins(c) for topic, c in self.counts.items()},
             "panes": {str(pane.start_ms): msgspec.to_builtins(a) for pane, a in self.accounts.items()},
+            # Which version of a model gave its tag to this commit's rows.
+            **({"models": self.models} if self.models else {}),
         }
 
 
@@ -118,6 +123,7 @@ class Ingest:
         read_keys: by source, what its dedupe reads of the dataset; None remembers only.
         writers: finds the schemas that Avro records were written with.
         streaks: makes what judges a source's expressions that fail.
+        models: those that tag rows; None has none.
     """
 
     def __init__(
@@ -127,6 +133,7 @@ class Ingest:
         read_keys: Callable[[str, str], Read] | None = None,
         writers: Writers | None = None,
         streaks: Callable[[], Streaks] = Streaks,
+        models: Models | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.schema = pl.Schema({**META, **dataset_schema(pipeline)})
@@ -136,6 +143,7 @@ class Ingest:
             topic: Decoder(s.schema, writers=writers, unmarked=s.content_type)
             for topic, s in pipeline.sources().items()
         }
+        self._models = models
         self._streaks = {topic: streaks() for topic in pipeline.sources()}
         self.seen: dict[str, Seen] = {}
         for topic, source in pipeline.sources().items():
@@ -189,7 +197,8 @@ class Ingest:
         rows = sifted(self.pipeline.rules(topic), rows, tally)
         rows = derived(source.derive, rows, tally, source.place)
         rows = tagged(self.pipeline.tag if is_main else (), rows, tally)
-        return Sifted(source, frames, decoded, rows, tally)
+        rows, models = by_models(self.pipeline.tag if is_main else (), rows, self._models)
+        return Sifted(source, frames, decoded, rows, tally, models)
 
     def _accounts(self, topic: str) -> bool:
         """Whether commits account for the source's rows by pane.
@@ -219,6 +228,7 @@ class Ingest:
 
     def _finish(self, sifted: Sifted, now_ms: int | None, prepared: Prepared) -> None:
         topic, rows, tally = sifted.source.topic, sifted.rows, sifted.tally
+        prepared.models |= sifted.models
         if topic in self.seen:
             repeats = self.seen[topic].repeats(rows)
             if repeats.any():

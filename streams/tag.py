@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from schemas.lookback import Lookback
-from streams.declared import Place, here
+from streams.declared import InvalidPipeline, Place, here
 
 LATE = "late"
 """Set by Tidemill on a row whose window had closed when it came."""
@@ -43,11 +43,46 @@ class Behind:
     place: Place = field(default_factory=here, compare=False)
 
 
-Tagging = Tag | Slice | Behind
+@dataclass(frozen=True)
+class ByModel:
+    """Rows that the newest version of a published model gives a chance of at least `above` carry `name`."""
+
+    name: str
+    model: str
+    above: float
+    place: Place = field(default_factory=here, compare=False)
+
+
+def by_model(name: str, model: str, *, above: float = 0.5) -> ByModel:
+    """Tag rows by a published model: those that it gives a chance of at least `above`.
+
+    It sees the row's own columns and those that its source derives. Its version stands in the commit; a row
+    that came before any version of it was there is not tagged.
+
+    Args:
+        model: its name, as services follow it.
+        above: a chance, 0 to 1.
+
+    Raises:
+        InvalidPipeline: `above` is no chance.
+    """
+    if not 0 <= above <= 1:
+        raise InvalidPipeline(
+            here(), f"by_model({name!r}): above={above} is no chance; write one from 0 to 1"
+        )
+    return ByModel(name, model, above)
+
+
+Tagging = Tag | Slice | Behind | ByModel
+
+
+def tag_names(tagging: Sequence[Tagging]) -> list[str]:
+    """Names of all tags that the dataset's rows may carry by them."""
+    return [t.name for t in tagging if isinstance(t, Tag | ByModel)]
 
 
 def named_tags(tagging: Sequence[Tagging]) -> list[Tag]:
-    """Those that rows carry by name."""
+    """Those that an expression of the row gives."""
     return [t for t in tagging if isinstance(t, Tag)]
 
 

@@ -30,6 +30,7 @@ from schemas.errors import InvalidConfiguration, Retryable
 from streams.announce.fold import Announced, Commit
 from streams.announce.herald import Herald
 from streams.announce.outbox import Outbox, letters_since
+from streams.by_model import Following
 from streams.decode.avro import Writers
 from streams.ingest import Ingest, Prepared, SiftedBatch, dataset_schema
 from streams.ledger.commit import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
@@ -117,6 +118,7 @@ class StreamWorker:
         upkeep: Upkeep | None = None,
         configuration_sha256: str = "",
         writers: Writers | None = None,
+        models: Following | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         self.pipeline = pipeline
@@ -129,7 +131,8 @@ class StreamWorker:
         self._now_ms = now_ms
         self._ledger = Ledger(self.uri, dataset_schema(pipeline))
         self._ledger_lock = asyncio.Lock()
-        self._ingest = Ingest(pipeline, read_keys=keys_of(self._ledger), writers=writers)
+        self._ingest = Ingest(pipeline, read_keys=keys_of(self._ledger), writers=writers, models=models)
+        self._models = models
         self._queue = FrameQueue(options.batch_rows, options.batch_bytes)
         self._batches: asyncio.Queue[Batch] = asyncio.Queue()
         self._ahead = asyncio.Semaphore(1)
@@ -161,6 +164,8 @@ class StreamWorker:
             max_batch_size=262_144,
         )
         await self._producer.start()
+        if self._models is not None:
+            await self._models.start()
         self._outbox = Outbox(self._producer)
         self._herald = Herald(
             self.pipeline,
@@ -220,6 +225,8 @@ class StreamWorker:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if self._models is not None:
+            await self._models.stop()
         await self._producer.stop()
 
     # ── positions ───────────────────────────────────────────────────────────────────────────────────

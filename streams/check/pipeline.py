@@ -231,7 +231,8 @@ def _tags(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
         if each.name in names:
             yield Problem(each.place, f"tag {each.name!r} is declared twice; rename one")
         names.add(each.name)
-        yield from _tag(each, schema)
+        if isinstance(each, Tag):
+            yield from _tag(each, schema)
 
 
 def _behind(tag: Behind, names: Collection[str], schema: Schema) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from schemas.features import FeatureSpec
 from streams.declared import InvalidPipeline, Place, Problem, nearest
 from streams.mend import Mend
 from streams.pipeline import Pipeline
-from streams.tag import LATE, named_tags
+from streams.tag import LATE, tag_names
 from streams.trigger import All, AtLeast, Condition, all_parts
 from streams.trigger.compare import Comparison
 from streams.trigger.drift import LabelDrift
@@ -69,7 +69,7 @@ def _watched(pipeline: Pipeline, spec: FeatureSpec, part: Condition, schema: Sch
     if getattr(part, "of", None) == "label" and pipeline.labels is None:
         yield Problem(place, "bias of labels, and there are none; add labels=Labels(…), or write of='share'")
     if isinstance(part, EdgeCases):
-        tags = {tag.name for tag in named_tags(pipeline.tag)} | {tag.name for tag in spec.tags}
+        tags = {*tag_names(pipeline.tag), *(tag.name for tag in spec.tags)}
         tags |= {r.tag for r in pipeline.rules(pipeline.source.topic) if isinstance(r, Mend) and r.tag}
         if part.tag == LATE:
             yield Problem(
