@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from infra.command import data as command
@@ -41,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def invoke(*arguments: str) -> Result:
+    def invoke(*arguments: str) -> Any:
         monkeypatch.setenv("TIDEMILL_PATHS__HOME", str(home))
         monkeypatch.setenv("TIDEMILL_WORKER__PIPELINE", str(home / "p.py"))
         return CliRunner().invoke(app, ["data", *arguments])
@@ -49,7 +48,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return invoke
 
 
-def answered(result: Result) -> Any:
+def answered(result: Any) -> Any:
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout.splitlines()[0])
 
