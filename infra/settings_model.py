@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from schemas.errors import InvalidConfiguration
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -203,13 +206,57 @@ class Trainer(_Section):
 
 
 class Store(_Section):
-    """The artifact store: a folder, served over HTTP."""
+    """Where services find artifacts: `paths.artifacts` served over HTTP, or a bucket on S3."""
 
+    address: str | None = None
+    """`s3://bucket/prefix`; unset: the folder `paths.artifacts`, which the trainer serves over HTTP."""
+    endpoint: str | None = None
+    """Base address of whatever speaks S3; unset: AWS."""
+    region: str | None = None
+    access_key_id: str | None = None
+    """Unset, like the secret: from the environment, as AWS's own tools take it (`AWS_…`, a role)."""
+    secret_access_key: SecretStr | None = None
+    secret_access_key_file: AbsolutePath | None = None
+    """A file whose content, without the last line end, is the secret."""
+    timeout_s: PositiveFloat = 30.0
+    """Longest wait for one request to S3; with its repetitions, twice that."""
+    retries: NonNegativeInt = 4
+    """Of one request to S3, after pauses that grow from 0.2 to 5 s. Then the job is tried again."""
+    keep_hours: PositiveInt = 24
+    """Artifacts that no model event names are kept so long; `tidemill artifacts vacuum` takes older ones."""
     host: str = "127.0.0.1"
     port: Port = 0
     """0: a free one."""
     public_url: str | None = None
     """What model events name, if services reach the store by another address."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Store:
+        if self.address is not None and not re.fullmatch(
+            r"s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*/?", self.address
+        ):
+            raise ValueError(
+                "store.address must be like s3://bucket/prefix; a folder is named by paths.artifacts"
+            )
+        if self.endpoint is not None and not re.match(r"https?://[^/@?#]+/?$", self.endpoint):
+            raise ValueError(
+                "store.endpoint must be like https://host:port, without a name or password in it"
+            )
+        if self.secret_access_key is not None and self.secret_access_key_file is not None:
+            raise ValueError("set only one of store.secret_access_key and store.secret_access_key_file")
+        secret = self.secret_access_key or self.secret_access_key_file
+        if (self.access_key_id is None) != (secret is None):
+            raise ValueError("store.access_key_id goes together with a secret_access_key or its file")
+        return self
+
+    def secret(self) -> str | None:
+        """The secret, wherever it lies. Raises InvalidConfiguration if its file cannot be read."""
+        if self.secret_access_key_file is None:
+            return None if self.secret_access_key is None else self.secret_access_key.get_secret_value()
+        try:
+            return self.secret_access_key_file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidConfiguration(f"store.secret_access_key_file cannot be read: {error}") from error
 
 
 class Log(_Section):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 from infra import atomic_file
 from schemas.errors import Rejected, Retryable
 
 ENDING = ".safetensors"
+_NAME = re.compile(r"([0-9a-f]{64})" + re.escape(ENDING))
 
 
 class ArtifactCorrupt(Rejected):
@@ -17,6 +21,25 @@ class ArtifactCorrupt(Rejected):
 
 class StoreNotWritable(Retryable):
     """The artifact could not be written; nothing of it is there."""
+
+
+class StoreAway(Retryable):
+    """The store does not answer, or refuses."""
+
+
+class Kept(NamedTuple):
+    """An artifact that lies in a store."""
+
+    sha256: str
+    size_bytes: int
+    modified_ms: int
+    """When it was last put there."""
+
+
+def digest_in(name: str) -> str | None:
+    """The SHA-256 that a file name promises; None if it is no artifact's."""
+    match = _NAME.fullmatch(name)
+    return match[1] if match else None
 
 
 class ArtifactStore:
@@ -35,7 +58,9 @@ class ArtifactStore:
         target = self.path(digest)
         try:
             # Compared whole: what lies there may have been damaged, and is then written anew.
-            if not (target.exists() and target.read_bytes() == content):
+            if target.exists() and target.read_bytes() == content:
+                os.utime(target)  # it is wanted again: too young to be removed
+            else:
                 atomic_file.write_bytes(target, content)
         except OSError as error:
             raise StoreNotWritable(f"cannot keep an artifact in {self.folder}: {error}") from error
@@ -58,3 +83,22 @@ class ArtifactStore:
         if hashlib.sha256(content).hexdigest() != digest:
             raise ArtifactCorrupt(f"{self.path(digest)} was changed: its SHA-256 is no longer its name")
         return content
+
+    def kept(self) -> list[Kept]:
+        """All artifacts that lie in the folder. Raises StoreAway."""
+        found: list[Kept] = []
+        try:
+            for path in self.folder.iterdir() if self.folder.exists() else ():
+                if (digest := digest_in(path.name)) is not None:
+                    status = path.stat()
+                    found.append(Kept(digest, status.st_size, status.st_mtime_ns // 1_000_000))
+        except OSError as error:
+            raise StoreAway(f"cannot list {self.folder}: {error}") from error
+        return found
+
+    def remove(self, digest: str) -> None:
+        """Let an artifact go; one that is gone already is no matter. Raises StoreAway."""
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreAway(f"cannot remove {self.path(digest)}: {error}") from error

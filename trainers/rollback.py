@@ -12,10 +12,11 @@ from infra.settings import Settings
 from schemas import topics
 from schemas.errors import Rejected
 from schemas.model import Manifest, RolledBack
-from trainers.artifact import ArtifactStore
+from trainers.artifact import ENDING
 from trainers.bulletin import Bulletin
 from trainers.keys import KeyFolder
 from trainers.publishing import publishing
+from trainers.stores import Stores
 
 
 class CannotRollBack(Rejected):
@@ -39,10 +40,12 @@ async def roll_back(
     Raises:
         CannotRollBack: there is no such version, it is live already, or its artifact is gone.
         ArtifactCorrupt: its artifact is missing, or damaged.
+        StoreAway, StoreNotWritable: the store does not answer, or refuses.
         InvalidConfiguration: no key signs here.
         PublishingBusy: a trainer does not come to an end with publishing.
     """
     keys = KeyFolder(settings.paths.signing_keys)
+    stores = Stores.of(settings)
     bulletin = Bulletin(connection, now_ms=now_ms, trusted=keys.trusted())
     bulletin.registry.remembered = name
     async with publishing(settings.paths.jobs):
@@ -50,10 +53,18 @@ async def roll_back(
         try:
             champion = bulletin.registry.champion(name)
             old = _target(name, champion, bulletin.registry.versions, to_version)
-            ArtifactStore(settings.paths.artifacts).get(old.artifact.sha256)
+            artifact = old.artifact
+            await stores.bring(artifact.sha256)
+            await stores.publish(artifact.sha256)
+            if stores.remote is not None:
+                artifact = msgspec.structs.replace(
+                    artifact,
+                    uri=f"{settings.store.public_url or stores.remote.address}".rstrip("/")
+                    + f"/{artifact.sha256}{ENDING}",
+                )
             assert champion is not None
             manifest = msgspec.structs.replace(
-                old, version=bulletin.registry.next_version(name), published_ms=now_ms()
+                old, artifact=artifact, version=bulletin.registry.next_version(name), published_ms=now_ms()
             )
             event = keys.signed(
                 RolledBack(

@@ -19,6 +19,7 @@ from infra.settings import Settings
 from schemas.errors import InvalidConfiguration
 from trainers.bulletin import FOLLOWED
 from trainers.store_server import StoreServer
+from trainers.stores import Stores
 from trainers.trainer import Trainer
 
 log = logger(__name__)
@@ -37,18 +38,25 @@ async def run_trainer(settings: Settings, connection: Connection) -> None:
     """
     with _alone(settings.paths.jobs):
         await await_topics(settings, connection)
-        server = StoreServer(
-            settings.paths.artifacts,
-            host=settings.store.host,
-            port=settings.store.port,
-            public_url=settings.store.public_url,
-        )
-        trainer = Trainer(settings, connection, store_url=await server.start())
+        stores = Stores.of(settings)
+        server = None
+        if stores.remote is None:
+            server = StoreServer(
+                settings.paths.artifacts,
+                host=settings.store.host,
+                port=settings.store.port,
+                public_url=settings.store.public_url,
+            )
+            address = await server.start()
+        else:
+            address = (settings.store.public_url or stores.remote.address).rstrip("/") + "/"
+        trainer = Trainer(settings, connection, store_url=address, stores=stores)
         try:
             await _until_told(_work(trainer))
         finally:
             await trainer.stop()
-            await server.stop()
+            if server is not None:
+                await server.stop()
 
 
 async def await_topics(settings: Settings, connection: Connection) -> None:

@@ -25,11 +25,12 @@ from infra.kafka.connection import Connection
 from infra.logging import correlated, logger
 from infra.settings import Settings
 from schemas import topics
-from schemas.errors import InvalidConfiguration
+from schemas.errors import InvalidConfiguration, Rejected, Retryable
 from schemas.job import JobRequested, Resources
 from schemas.model import Manifest, ModelPublished
+from trainers import trained
 from trainers.admission import Admission, Host, Running
-from trainers.artifact import ArtifactStore
+from trainers.artifact import ArtifactCorrupt
 from trainers.assignment import Assignment, Began, Done, Failed, Outcome, Skipped, Yielded
 from trainers.attempt import Attempt
 from trainers.bulletin import Bulletin
@@ -42,6 +43,7 @@ from trainers.process import Standby, StandbyDied
 from trainers.publishing import publishing
 from trainers.registry import in_queue
 from trainers.schedule import Merge, Preempt, Refuse, Start, Terms, promised, schedule
+from trainers.stores import Stores
 from trainers.telling import Telling
 from trainers.tuning import SweepStopped, Tuning, is_trial_of
 
@@ -73,6 +75,7 @@ class Trainer:
         connection: Connection,
         *,
         store_url: str,
+        stores: Stores | None = None,
         look_at_gpus: Callable[[], Survey] = _ask_nvml,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
@@ -87,7 +90,7 @@ class Trainer:
         self._connection = connection
         self._options = settings.trainer
         self._jobs = settings.paths.jobs
-        self._store = ArtifactStore(settings.paths.artifacts)
+        self._stores = stores or Stores.of(settings)
         self._store_url = store_url
         self._gpus = look_at_gpus
         self._now_ms = now_ms
@@ -292,6 +295,16 @@ class Trainer:
         if to_blame >= self._options.attempts:
             await self._fail(job, number - 1, f"the trainer died under it {to_blame} times")
             return
+        assignment = self._assignment(job, number, admission, champion, key)
+        if (outcome := await self._trained(job, key)) is not None:
+            log.info("trained already: what is left is to conclude")
+            await self._say_started(assignment, Began(pid=os.getpid(), started_ms=self._now_ms()))
+            await self._conclude_or_retry(job, number, to_blame + 1, outcome, champion)
+            return
+        if champion is not None and self._stores.remote is not None:
+            # Of another machine, perhaps. What cannot be had, the job itself will miss by name.
+            with contextlib.suppress(Rejected, Retryable):
+                await self._stores.bring(champion.artifact.sha256)
         process = await self.standby.begin(self.folder(job.job_id) / "job.log")
         attempt = Attempt(
             process,
@@ -300,7 +313,6 @@ class Trainer:
             grace_s=self._options.yield_grace_s,
         )
         self._attempts[job.job_id] = attempt
-        assignment = self._assignment(job, number, admission, champion, key)
         try:
             ended = await attempt.run(
                 assignment,
@@ -312,7 +324,8 @@ class Trainer:
             self._attempts.pop(job.job_id, None)
         match ended:
             case Done(outcome=outcome):
-                await self._conclude(job, number, outcome, champion)
+                await asyncio.to_thread(trained.keep, self.folder(job.job_id), key, outcome)
+                await self._conclude_or_retry(job, number, to_blame + 1, outcome, champion)
             case Skipped(reason=reason):
                 log.info("skipped", reason=reason)
                 await self.tell.skipped(job.job_id, reason)
@@ -326,6 +339,34 @@ class Trainer:
             case Failed(reason=reason, retryable=retryable):
                 await self._retry_or_fail(job, number, to_blame + 1, reason, retryable, process.log_tail())
         if job.job_id in self.registry.over:
+            self._checkpoint(job.job_id).unlink(missing_ok=True)
+
+    async def _trained(self, job: JobRequested, key: str) -> Outcome | None:
+        """What an earlier attempt came to, if its weights are still there."""
+        outcome = await asyncio.to_thread(trained.recall, self.folder(job.job_id), key)
+        if outcome is None:
+            return None
+        try:
+            await asyncio.to_thread(self._stores.folder.get, outcome.sha256)
+        except ArtifactCorrupt as error:
+            log.warning("what was trained is gone and is trained again", error=str(error))
+            return None
+        return outcome
+
+    async def _conclude_or_retry(
+        self,
+        job: JobRequested,
+        attempt: int,
+        to_blame: int,
+        outcome: Outcome,
+        judged_against: Manifest | None,
+    ) -> None:
+        try:
+            await self._conclude(job, attempt, outcome, judged_against)
+        except Retryable as error:
+            await self._retry_or_fail(job, attempt, to_blame, str(error), True, "")
+        if job.job_id in self.registry.over:
+            await asyncio.to_thread(trained.forget, self.folder(job.job_id))
             self._checkpoint(job.job_id).unlink(missing_ok=True)
 
     async def _retry_or_fail(
@@ -349,7 +390,7 @@ class Trainer:
         return Assignment(
             job=job,
             attempt=attempt,
-            artifacts=str(self._store.folder),
+            artifacts=str(self._stores.folder.folder),
             champion=champion,
             device="cpu" if gpu is None else "cuda:0",
             device_name="cpu" if gpu is None else ", ".join(each.label for each in admission.gpus),
@@ -390,24 +431,32 @@ class Trainer:
         self, job: JobRequested, attempt: int, outcome: Outcome, judged_against: Manifest | None
     ) -> None:
         # The bytes that the event promises, read back by whoever promises them.
-        await asyncio.to_thread(self._store.get, outcome.sha256)
+        await asyncio.to_thread(self._stores.folder.get, outcome.sha256)
         if job.experiment.purpose == "trial":
             await self.tell.scored(job.job_id, attempt, outcome)
             return
-        async with self._concluding, publishing(self._jobs):
-            await self.bulletin.caught_up()
-            conclusion = conclude(
-                job,
-                attempt,
-                outcome,
-                judged_against=judged_against,
-                champion=self.registry.champion(job.experiment.model),
-                version=self.registry.next_version(job.experiment.model),
-                store_url=self._store_url,
-                now_ms=self._now_ms(),
-            )
-            await asyncio.to_thread(write_down, self.folder(job.job_id), conclusion)
-            await self._announce(conclusion)
+        stored = self._stores.remote is None
+        while True:
+            async with self._concluding, publishing(self._jobs):
+                await self.bulletin.caught_up()
+                conclusion = conclude(
+                    job,
+                    attempt,
+                    outcome,
+                    judged_against=judged_against,
+                    champion=self.registry.champion(job.experiment.model),
+                    version=self.registry.next_version(job.experiment.model),
+                    store_url=self._store_url,
+                    now_ms=self._now_ms(),
+                )
+                if stored or conclusion.published is None:
+                    await asyncio.to_thread(write_down, self.folder(job.job_id), conclusion)
+                    await self._announce(conclusion)
+                    return
+            # Not while others wait to conclude: a slow store is slow for this job alone. What is live may
+            # change meanwhile, so it is decided anew.
+            await self._stores.publish(outcome.sha256)
+            stored = True
 
     async def _announce(self, conclusion: Conclusion) -> None:
         succeeded, event = conclusion.succeeded, conclusion.model_event

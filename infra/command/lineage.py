@@ -17,6 +17,7 @@ from rich.tree import Tree
 
 from infra.command.app import answers, app, console, settings
 from infra.command.cluster import the_cluster
+from schemas.errors import Rejected
 from schemas.model import Lineage, Manifest
 
 DIFFERS = 3
@@ -66,17 +67,22 @@ def reproduce(
 ) -> None:
     """Rebuild a model's input bytes and, of one trained on a CPU, its weights; exit code 3 if they differ."""
     from infra.history import by_weights, pick
-    from trainers.artifact import ArtifactStore
     from trainers.reproduce import reproduce as again
+    from trainers.stores import Stores
 
     manifests = _manifests(events)
     manifest = pick(manifests, model, version)
+    stores = Stores.of(settings())
+    for digest in filter(None, (manifest.artifact.sha256, manifest.lineage.champion_sha256)):
+        if stores.remote is not None:
+            with contextlib.suppress(Rejected):  # what is missing is told with the rest
+                asyncio.run(stores.bring(digest))
     # What user code prints is no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
         found = again(
             manifest,
             champion=by_weights(manifests, model, manifest.lineage.champion_sha256),
-            store=ArtifactStore(settings().paths.artifacts),
+            store=stores.folder,
             retrain=not rows_only,
             say=lambda text: console.print(text, highlight=False, soft_wrap=True),
         )

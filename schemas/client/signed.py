@@ -75,7 +75,7 @@ class Signer:
         try:
             key = url.path.lstrip("/")
             return httpx.URL(await obstore.sign_async(self._stores[url.host], "GET", key, _VALID))
-        except BaseError as error:
+        except (BaseError, OSError) as error:
             raise StoreUnavailable(f"{url}: cannot be signed: {_short(error)}") from error
 
 
