@@ -222,8 +222,6 @@ class Store(_Section):
     """Longest wait for one request to S3; with its repetitions, twice that."""
     retries: NonNegativeInt = 4
     """Of one request to S3, after pauses that grow from 0.2 to 5 s. Then the job is tried again."""
-    keep_hours: PositiveInt = 24
-    """Artifacts that no model event names are kept so long; `tidemill artifacts vacuum` takes older ones."""
     host: str = "127.0.0.1"
     port: Port = 0
     """0: a free one."""

@@ -19,7 +19,7 @@ from trainers.standby import COMMAND, FORK, KILL, MAKE_ROOM, Ended, News, Warm
 _LOG_TAIL_BYTES = 8_000
 _LOG_LIMIT_BYTES = 64 * 2**20
 _LOG_LOOK_S = 1.0
-_NOT_FOR_JOBS = ("TIDEMILL_KAFKA__", "TIDEMILL_PATHS__SIGNING_KEYS")
+_NOT_FOR_JOBS = ("TIDEMILL_KAFKA__", "TIDEMILL_PATHS__SIGNING_KEYS", "TIDEMILL_STORE__")
 """Settings that begin so are the trainer's alone: how it proves who it is, to the cluster and to services."""
 
 
