@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from deltalake import DeltaTable
@@ -35,9 +35,12 @@ IDENTITY = ("_source", "_partition", "_offset", "_row")
 COMMIT_METADATA = "tidemill"
 
 
-def position_name(topic: str, partition: int) -> str:
-    """Under which name the table's transactions hold the next offset of a partition."""
-    return f"offset/{topic}/{partition}"
+def transaction_name(what: Literal["offset", "watermark", "idle"], topic: str, partition: int) -> str:
+    """Under which name the table's transactions hold what the ledger knows of a partition.
+
+    Its next offset, its watermark in epoch ms, or the offset at which it was said to be idle.
+    """
+    return f"{what}/{topic}/{partition}"
 
 
 class DatasetUnreadable(Rejected):
@@ -150,7 +153,7 @@ class Dataset:
             return before
         partitions = pl.scan_parquet(files, glob=False).select("_source", "_partition").unique().collect()
         for topic, number in partitions.iter_rows():
-            position = table.transaction_version(position_name(topic, number))
+            position = table.transaction_version(transaction_name("offset", topic, number))
             if position is not None:
                 mine = (pl.col("_source") == topic) & (pl.col("_partition") == number)
                 before |= mine & (pl.col("_offset") < position)

@@ -23,7 +23,7 @@ from schemas.client.stores import Stores
 from schemas.errors import InvalidConfiguration
 from schemas.model import Artifact
 from tests.client_fixtures import serving, weights
-from tests.s3_fixtures import BUCKET, SECRET, S3Server, s3_server
+from tests.s3_fixtures import BUCKET, SECRET, S3Server, raw_server, s3_server
 
 WEIGHTS = weights(1)
 DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
@@ -216,32 +216,6 @@ async def test_of_several_addresses_one_that_does_not_answer_is_passed_over(
 
 
 # Stores that lie.
-
-
-@asynccontextmanager
-async def raw_server(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[str]:
-    """Answers each request with whatever bytes it likes."""
-
-    serving: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.add(asyncio.current_task())  # type: ignore[arg-type]
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            await answer(writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.transport.abort()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    finally:
-        server.close()
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
 
 
 SENT_AT_MOST = 8 * 2**20

@@ -7,8 +7,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from infra.kafka.ports import free_port
 from infra.settings_model import Store
 from loadtest.faults.disk import Disk
 from schemas.errors import InvalidConfiguration
-from tests.s3_fixtures import BUCKET, S3Server, s3_server
+from tests.s3_fixtures import BUCKET, S3Server, raw_server, s3_server
 from trainers.artifact import ArtifactCorrupt, ArtifactStore, StoreAway, StoreNotWritable
 from trainers.object_store import ObjectStore, object_store
 from trainers.stores import Stores
@@ -110,34 +109,13 @@ async def test_a_store_where_nobody_listens_is_given_up_after_a_few_tries() -> N
         await away.get(DIGEST)
 
 
-@asynccontextmanager
-async def silent_server() -> AsyncIterator[str]:
-    """Takes connections and requests, and never answers."""
-    waiting: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        waiting.add(asyncio.current_task())  # type: ignore[arg-type]
-        try:
-            while await reader.read(65_536):
-                pass
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.transport.abort()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+async def never(writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
 
 
 async def test_a_store_that_never_answers_is_given_up_in_bounded_time(server: S3Server) -> None:
-    async with silent_server() as endpoint:
-        slow = opened(server, endpoint=endpoint, timeout_s=0.5, retries=50)
+    async with raw_server(never) as url:
+        slow = opened(server, endpoint=url.rstrip("/"), timeout_s=0.5, retries=50)
         began_s = time.monotonic()
         with pytest.raises(StoreNotWritable):
             await slow.put(CONTENT)

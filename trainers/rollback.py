@@ -56,12 +56,9 @@ async def roll_back(
             artifact = old.artifact
             await stores.bring(artifact.sha256)
             await stores.publish(artifact.sha256)
-            if stores.remote is not None:
-                artifact = msgspec.structs.replace(
-                    artifact,
-                    uri=f"{settings.store.public_url or stores.remote.address}".rstrip("/")
-                    + f"/{artifact.sha256}{ENDING}",
-                )
+            if stores.address is not None:
+                uri = f"{stores.address}{artifact.sha256}{ENDING}"
+                artifact = msgspec.structs.replace(artifact, uri=uri)
             assert champion is not None
             manifest = msgspec.structs.replace(
                 old, artifact=artifact, version=bulletin.registry.next_version(name), published_ms=now_ms()

@@ -39,8 +39,8 @@ async def run_trainer(settings: Settings, connection: Connection) -> None:
     with _alone(settings.paths.jobs):
         await await_topics(settings, connection)
         stores = Stores.of(settings)
-        server = None
-        if stores.remote is None:
+        server, address = None, stores.address
+        if address is None:
             server = StoreServer(
                 settings.paths.artifacts,
                 host=settings.store.host,
@@ -48,8 +48,6 @@ async def run_trainer(settings: Settings, connection: Connection) -> None:
                 public_url=settings.store.public_url,
             )
             address = await server.start()
-        else:
-            address = (settings.store.public_url or stores.remote.address).rstrip("/") + "/"
         trainer = Trainer(settings, connection, store_url=address, stores=stores)
         try:
             await _until_told(_work(trainer))

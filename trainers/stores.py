@@ -16,13 +16,25 @@ class Stores:
     is done later, not a training. Without `store.address` the folder is the store.
     """
 
-    def __init__(self, folder: ArtifactStore, remote: ObjectStore | None = None) -> None:
+    def __init__(
+        self, folder: ArtifactStore, remote: ObjectStore | None = None, *, public_url: str | None = None
+    ) -> None:
         self.folder, self.remote = folder, remote
+        self._public_url = public_url
 
     @classmethod
     def of(cls, settings: Settings) -> Stores:
         """Those of the settings. Raises InvalidConfiguration."""
-        return cls(ArtifactStore(settings.paths.artifacts), object_store(settings.store))
+        return cls(
+            ArtifactStore(settings.paths.artifacts),
+            object_store(settings.store),
+            public_url=settings.store.public_url,
+        )
+
+    @property
+    def address(self) -> str | None:
+        """Where model events say that a store beside the folder lies, with a slash at its end."""
+        return self.remote and (self._public_url or self.remote.address).rstrip("/") + "/"
 
     async def publish(self, digest: str) -> None:
         """Have an artifact of the folder where services read it, whole: before this its event may not go out.

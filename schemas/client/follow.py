@@ -205,8 +205,7 @@ class ModelFollower:
         if not self._is_wanted(manifest):
             return
         try:
-            if self._trusted is not None:
-                manifest = self._trusted.manifest(event)
+            manifest = self._vouched(event)
         except SignatureRefused as error:
             self._refuse(manifest, error)
             return
@@ -219,6 +218,12 @@ class ModelFollower:
         self._unknown_signer = None
         self._failures = 0
         self._poked.set()
+
+    def _vouched(self, event: bytes) -> Manifest:
+        """What a model event says. Raises SignatureRefused or SignerUnknown where keys are asked for."""
+        if self._trusted is not None:
+            return self._trusted.manifest(event)
+        return msgspec.json.decode(event, type=CurrentModel).manifest
 
     def _is_wanted(self, manifest: Manifest) -> bool:
         """Versions never go back: an old event that is sent again changes nothing."""
@@ -266,10 +271,7 @@ class ModelFollower:
             if event is None:
                 continue
             try:
-                if self._trusted is not None:
-                    former = self._trusted.manifest(event)
-                else:
-                    former = msgspec.json.decode(event, type=CurrentModel).manifest
+                former = self._vouched(event)
                 if former.name != self.name or former.version >= manifest.version:
                     continue
                 content = await self._downloader.fetch(former.artifact)

@@ -38,6 +38,13 @@ def read_commit(pipeline: Pipeline, uri: str, version: int) -> Commit:
     return Commit(version, record.metadata, by_source)
 
 
+def read_account(pipeline: Pipeline, uri: str, version: int) -> Commit:
+    """One version as far as its windows are told by it: with its rows only where they are by key."""
+    if pipeline.window.by is None:
+        return Commit(version, Dataset(uri).commit(version).metadata, {})
+    return read_commit(pipeline, uri, version)
+
+
 def _rows_between(dataset: Dataset, pipeline: Pipeline, offsets: Mapping[str, Sequence[int]]) -> pl.DataFrame:
     """Rows of a commit by the offsets that it moved over: they are in every later version."""
     taken = pl.lit(value=False)
@@ -66,16 +73,13 @@ def recall(pipeline: Pipeline, uri: str, *, through_version: int) -> Progress:
     progress = Progress(closing(pipeline.window), version=through_version)
     if through_version < 0:
         return progress
-    dataset, first = Dataset(uri), 0
+    first = 0
     if (found := snapshot.newest(uri, pipeline.window, through_version=through_version)) is not None:
         saved, progress.windows = found
         progress.watermark_ms, progress.tail_from_ms = saved.watermark_ms, saved.tail_from_ms
         first = saved.version + 1
     for version in range(first, through_version + 1):
-        if pipeline.window.by is None:
-            commit = Commit(version, dataset.commit(version).metadata, {})
-        else:
-            commit = read_commit(pipeline, uri, version)
+        commit = read_account(pipeline, uri, version)
         had_ms = progress.watermark_ms
         mark_ms = commit.metadata.get("watermark_ms")
         progress.watermark_ms = had_ms if mark_ms is None else mark_ms

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infra.dataset import open_table, position_name
+from infra.dataset import open_table, transaction_name
 from schemas.standing import OpenWindow, PartitionStands, PipelineStands
 from streams.announce.fold import Commit, Progress
 from streams.ledger.commit import Partition
@@ -30,14 +30,14 @@ class Standings:
             return
         table = open_table(uri, version)
         for topic, number in partitions:
-            position = table.transaction_version(position_name(topic, number))
+            position = table.transaction_version(transaction_name("offset", topic, number))
             if position is not None:
                 self._stands[f"{topic}/{number}"] = PartitionStands(
                     topic=topic,
                     partition=number,
                     next=position,
-                    watermark_ms=table.transaction_version(f"watermark/{topic}/{number}"),
-                    idle=table.transaction_version(f"idle/{topic}/{number}") == position,
+                    watermark_ms=table.transaction_version(transaction_name("watermark", topic, number)),
+                    idle=table.transaction_version(transaction_name("idle", topic, number)) == position,
                 )
 
     def take(self, commit: Commit) -> None:

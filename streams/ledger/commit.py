@@ -20,7 +20,7 @@ import polars as pl
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from infra.dataset import COMMIT_METADATA, META
+from infra.dataset import COMMIT_METADATA, META, transaction_name
 from infra.exclusion import EXCLUSION
 from schemas.errors import InvalidConfiguration, Retryable
 
@@ -129,15 +129,15 @@ class Ledger:
 
     def position(self, partition: Partition) -> int | None:
         """Next offset to read of a partition; None where nothing of it was ever committed."""
-        return self._ask(_app("offset", partition))
+        return self._ask(transaction_name("offset", *partition))
 
     def watermark(self, partition: Partition) -> int | None:
         """Watermark of a partition, epoch ms, as of its last commit."""
-        return self._ask(_app("watermark", partition))
+        return self._ask(transaction_name("watermark", *partition))
 
     def is_idle(self, partition: Partition) -> bool:
         """Whether the partition was said to be idle, and has not moved since."""
-        idle_at = self._ask(_app("idle", partition))
+        idle_at = self._ask(transaction_name("idle", *partition))
         return idle_at is not None and idle_at == self.position(partition)
 
     def pipeline_watermark(self) -> int | None:
@@ -171,9 +171,9 @@ class Ledger:
             Overtaken: another worker's commit came first; nothing was committed.
             DatasetNotWritable: nothing was committed; the same commit may be tried again.
         """
-        said = {_app("offset", p): a.next for p, a in advances.items()}
-        said |= {_app("watermark", p): ms for p, ms in watermarks.items()}
-        said |= {_app("idle", p): advances[p].next for p in idle}
+        said = {transaction_name("offset", *p): a.next for p, a in advances.items()}
+        said |= {transaction_name("watermark", *p): ms for p, ms in watermarks.items()}
+        said |= {transaction_name("idle", *p): advances[p].next for p in idle}
         if pipeline_watermark_ms is not None:
             said[_PIPELINE] = pipeline_watermark_ms
         if excludes:
@@ -252,7 +252,10 @@ def _check_whole(root: Path) -> None:
         raise DatasetNotWhole(
             f"log entry {entry} is not whole ({error or 'no commitInfo'}), as after a power cut: {way_out}"
         ) from error
-    expected = {_app("offset", _partition(name)): ends[1] for name, ends in said.get("offsets", {}).items()}
+    expected = {
+        transaction_name("offset", *_partition(name)): ends[1]
+        for name, ends in said.get("offsets", {}).items()
+    }
     found = {a["txn"]["appId"]: a["txn"]["version"] for a in actions if "txn" in a}
     files = [action["add"] for action in actions if "add" in action]
     if any(found.get(app) != version for app, version in expected.items()) or (
@@ -278,11 +281,6 @@ def _fsync_all(paths: Iterable[Path]) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _app(what: str, partition: Partition) -> str:
-    topic, number = partition
-    return f"{what}/{topic}/{number}"
 
 
 def _partition(name: str) -> Partition:

@@ -13,8 +13,8 @@ from infra.dataset import Dataset
 from infra.exclusion import Exclusion, excluded_at
 from schemas.errors import Rejected
 from schemas.window import Summary, Window
-from streams.announce.fold import Commit, accounts
-from streams.announce.log import read_commit
+from streams.announce.fold import accounts
+from streams.announce.log import read_account
 from streams.closing import closing
 from streams.pipeline import Pipeline
 from streams.summary.account import announced
@@ -52,16 +52,12 @@ def windows(pipeline: Pipeline, uri: str, *, version: int | None = None) -> list
     Raises:
         DatasetUnreadable: there is no dataset, no such version, or its log is not whole.
     """
-    dataset = Dataset(uri)
-    newest = dataset.newest_version()
+    newest = Dataset(uri).newest_version()
     until = newest if version is None else min(version, newest)
     state, mark_ms = closing(pipeline.window), None
     found: dict[Window, Listed] = {}
     for number in range(until + 1):
-        if pipeline.window.by is None:
-            commit = Commit(number, dataset.commit(number).metadata, {})
-        else:
-            commit = read_commit(pipeline, uri, number)
+        commit = read_account(pipeline, uri, number)
         had_ms, mark_ms = mark_ms, commit.metadata.get("watermark_ms", mark_ms)
         for turn in state.take(accounts(pipeline, commit), had_ms=had_ms, mark_ms=mark_ms):
             summary = announced(turn.account)
