@@ -10,7 +10,7 @@ from infra.dataset import open_table
 from schemas.envelope import unwrap_as
 from schemas.standing import PipelineStands
 from schemas.window import WindowClosed
-from streams.announce.fold import Progress
+from streams.announce.fold import Commit, Progress
 from streams.announce.log import recall
 from streams.announce.standing import Standings
 from streams.closing import closing
@@ -61,3 +61,14 @@ def test_whoever_says_it_of_a_version_says_the_same_and_what_fills_is_what_close
         again.take_up(str(uri), commit.version - 1, PARTITIONS)
         again.take(commit)
         assert again.event(recall(pipeline, str(uri), through_version=commit.version)) == stands
+
+
+def test_an_accepted_gap_moves_a_position_and_no_watermark() -> None:
+    name = f"{next(iter(TOPICS))}/0"
+    standings = Standings("p")
+    standings.take(Commit(0, {"offsets": {name: [0, 5]}, "watermarks": {name: 7}, "committed_ms": 1}, {}))
+    # As `tidemill dataset accept-gap` writes it.
+    standings.take(Commit(1, {"offsets": {name: [5, 9]}, "skipped": {name: [5, 9]}, "committed_ms": 2}, {}))
+    pipeline = next(iter(PIPELINES.values()))
+    (stands,) = standings.event(Progress(closing(pipeline.window), version=1)).partitions
+    assert (stands.next, stands.watermark_ms) == (9, 7)

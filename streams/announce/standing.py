@@ -50,7 +50,8 @@ class Standings:
                 topic=topic,
                 partition=int(number),
                 next=end,
-                watermark_ms=said["watermarks"].get(name, known.watermark_ms if known else None),
+                # An accepted gap moves a position and says nothing of time.
+                watermark_ms=said.get("watermarks", {}).get(name, known.watermark_ms if known else None),
                 idle=name in said.get("idle", ()),
             )
         self._committed_ms = commit.time_ms or self._committed_ms
