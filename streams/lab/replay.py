@@ -62,7 +62,7 @@ async def replay(
         progress: told how many have been read.
 
     Raises:
-        FailsOnAll: an expression fails on every row of a whole batch; mended, the replay goes on.
+        FailsOnAll: an expression fails on every row that comes; mended, the replay goes on.
         Fenced, Overtaken: another replay of the same rules runs.
     """
     events = 0

@@ -62,7 +62,7 @@ async def attempt(
         progress: told how many records have been read.
 
     Raises:
-        FailsOnAll: an expression fails on every row of a whole batch.
+        FailsOnAll: an expression fails on every row that comes.
     """
     began = time.perf_counter()
     sides = [
