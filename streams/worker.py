@@ -227,7 +227,11 @@ class StreamWorker:
                 await task
         if self._models is not None:
             await self._models.stop()
-        await self._producer.stop()
+        try:
+            async with asyncio.timeout(_LAST_WORK_S):
+                await self._producer.stop()
+        except TimeoutError:  # an idempotent producer waits for a dead cluster for ever
+            log.warning("the cluster has not taken all that was announced; the next worker says it again")
 
     # ── positions ───────────────────────────────────────────────────────────────────────────────────
 
