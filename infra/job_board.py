@@ -50,6 +50,7 @@ OVER: frozenset[State] = frozenset(
 )
 _FOLLOWED = (topics.JOBS, topics.MODELS)
 _POLL_MS = 200
+_MOST_POINTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +126,27 @@ class Job:
 
 @dataclass(slots=True)
 class Board:
-    """A fold over the topics: all jobs that they know, in the order in which they were asked for."""
+    """A fold over the topics: the jobs that they know, in the order in which they were asked for.
+
+    `most` bounds it: of the jobs that are over the oldest are forgotten. None keeps all.
+    """
 
     jobs: dict[str, Job] = field(default_factory=dict)
+    most: int | None = None
     _ids: set[str] = field(default_factory=set)
+
+    def forget(self) -> None:
+        """Keep to `most` jobs, and of a long curve every other point, however often; the newest stays."""
+        if self.most is None:
+            return
+        self._ids.clear()  # who bounds the board tells it each event once
+        for job_id in [j for j, job in self.jobs.items() if job.is_over][
+            : max(0, len(self.jobs) - self.most)
+        ]:
+            del self.jobs[job_id]
+        for job in self.jobs.values():
+            if len(job.curve) > _MOST_POINTS:
+                job.curve = [*job.curve[:-1:2], job.curve[-1]]
 
     def note(self, event_id: str, event: Announcement, at_ms: int) -> None:
         """Take in one event; a repeat changes nothing."""
@@ -161,6 +179,12 @@ class Board:
                 job.curve.append(Point(event.attempt, event.step, event.of, event.metrics, at_ms))
                 if job.state == "queued" and event.attempt == 0:
                     job.state = "sweeping"
+            # Jobs and models are told on two topics: a job's end may be read before what led to it.
+            case JobStarted() if job.is_over:
+                if event.attempt >= job.attempt:
+                    job.device, job.attempt, job.started_ms = event.device, event.attempt, event.started_ms
+            case JobSucceeded() if job.is_over:
+                job.scores = event.scores
             case _ if job.is_over:
                 return
             case JobStarted():

@@ -13,7 +13,7 @@ from schemas import topics
 from schemas.contract import Announcement
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap
 from schemas.errors import Rejected, Retryable
-from schemas.model import AdoptionRefused, CurrentModel, ModelAdopted, RolledBack
+from schemas.model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted, RolledBack
 from schemas.signature import TrustedKeys
 
 _Weights = tuple[str, int, str]
@@ -46,6 +46,22 @@ class Models:
                 self._refused[(event.name, event.version, event.sha256), event.service] = event
             case _:
                 pass
+
+    def forget(self, most: int) -> None:
+        """Keep the newest so many versions of each model, and what services said of those."""
+        by_name: dict[str, list[_Weights]] = {}
+        for key in sorted(self._said, key=lambda key: -key[1]):
+            by_name.setdefault(key[0], []).append(key)
+        if all(len(keys) <= most for keys in by_name.values()):
+            return
+        kept = {key for keys in by_name.values() for key in keys[:most]}
+        self._said = {key: said for key, said in self._said.items() if key in kept}
+        self._refused = {at: said for at, said in self._refused.items() if at[0] in kept}
+
+    def manifest(self, name: str, version: int) -> Manifest | None:
+        """Of a version, preferably one that a trusted key signed; None where none is known."""
+        found = [said for (n, v, _), said in self._said.items() if (n, v) == (name, version)]
+        return max(found, key=lambda said: said[1])[0].manifest if found else None
 
     def rows(self, name: str | None = None) -> list[dict[str, Any]]:
         """All versions, of one model or of all, the newest of each model first.
@@ -112,11 +128,12 @@ async def read_models(connection: Connection, *, trusted: TrustedKeys | None) ->
             event = unwrap(envelope)
         except NotAnAnnouncement:
             continue
-        models.note(event, trusted=isinstance(event, CurrentModel) and _signed(envelope.data, trusted))
+        models.note(event, trusted=isinstance(event, CurrentModel) and signed(envelope.data, trusted))
     return models
 
 
-def _signed(event: bytes, trusted: TrustedKeys | None) -> bool:
+def signed(event: bytes, trusted: TrustedKeys | None) -> bool:
+    """Whether a trusted key signed the model in these bytes of an event."""
     if trusted is None:
         return False
     try:

@@ -28,6 +28,7 @@ from .settings_model import (
     Doctor,
     Kafka,
     Log,
+    Page,
     Paths,
     SchemaRegistry,
     Settings,
@@ -48,6 +49,7 @@ __all__ = [
     "Worker",
     "Trainer",
     "Store",
+    "Page",
     "Log",
     "Doctor",
 ]

@@ -257,6 +257,19 @@ class Store(_Section):
             raise InvalidConfiguration(f"store.secret_access_key_file cannot be read: {error}") from error
 
 
+class Page(_Section):
+    """The page that `tidemill up` serves."""
+
+    host: str = "127.0.0.1"
+    """Anything but a loopback address asks every visitor for the token."""
+    port: Port = 0
+    """0: a free one, and the same again at the next start."""
+    token: SecretStr | None = None
+    """Unset: one is made and kept in the file `page.token` of the home folder."""
+    most_viewers: PositiveInt = 64
+    """Browsers that are served live at once."""
+
+
 class Log(_Section):
     """Tidemill's own log."""
 
@@ -291,6 +304,7 @@ class Settings(BaseSettings):
     upkeep: Upkeep = Field(default_factory=Upkeep)
     trainer: Trainer = Field(default_factory=Trainer)
     store: Store = Field(default_factory=Store)
+    page: Page = Field(default_factory=Page)
     log: Log = Field(default_factory=Log)
     doctor: Doctor = Field(default_factory=Doctor)
 

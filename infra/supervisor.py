@@ -16,6 +16,7 @@ from schemas.errors import Retryable
 
 _PR_SET_PDEATHSIG = 1
 _KEPT_ALIVE_S = 30.0
+_PAUSE_S = 5.0
 
 
 class ProcessFailed(Retryable):
@@ -41,6 +42,8 @@ class Supervised:
     log_file: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     most_restarts: int = 5
+    vital: bool = True
+    """One that is not may fail as often as it likes: it is started again after a pause."""
     restarts: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _started_s: float = 0.0
@@ -74,6 +77,11 @@ class Supervised:
         """
         if self._process is None or (code := self._process.poll()) is None:
             return False
+        if not self.vital:
+            if time.monotonic() - self._started_s < _PAUSE_S:
+                return False
+            self.start()
+            return True
         if time.monotonic() - self._started_s > _KEPT_ALIVE_S:
             self.restarts = 0
         if self.restarts >= self.most_restarts or code not in (-signal.SIGKILL, -signal.SIGTERM):

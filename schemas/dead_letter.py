@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from .contract import Announcement, announces
+from .raw import TimeMs
 
 Reason = Literal[
     "malformed",  # not decodable, or breaks the contract's types
@@ -41,6 +42,26 @@ class DeadLetter(Announcement, frozen=True, kw_only=True):
 
     def subject(self) -> str:
         return f"{self.topic}/{self.partition}/{self.offset}"
+
+    def key(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+@announces("record.redriven")
+class RecordRedriven(Announcement, frozen=True, kw_only=True):
+    """A person pushed a dead letter's bytes to its topic again, after a fix."""
+
+    letter_id: Annotated[str, Meta(description="id of the dead letter")]
+    topic: str
+    partition: int
+    to_offset: Annotated[int, Meta(description="where on that partition the bytes lie now")]
+    redriven_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.letter_id}/redriven/{self.to_offset}"
+
+    def subject(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.to_offset}"
 
     def key(self) -> str:
         return f"{self.topic}/{self.partition}"

@@ -8,7 +8,7 @@ import msgspec
 
 from .alert import AlertRaised
 from .contract import Announcement
-from .dead_letter import DeadLetter
+from .dead_letter import DeadLetter, RecordRedriven
 from .decision import Decision, Evaluation
 from .features import AsOf, FeatureSpec, Label, Trailing
 from .job import (
@@ -203,6 +203,13 @@ _ALL: tuple[Announcement, ...] = (
         record_key=b"2013-01-08-UA-1545-EWR-0515",
         record_value=b'{"flight_id": "2013-01-08-UA-1545-EWR-0515", "distance": -80.0}',
         record_headers=[("content-type", b"application/json")],
+    ),
+    RecordRedriven(
+        letter_id="flights/flights.scheduled/2/1207/0",
+        topic="flights.scheduled",
+        partition=2,
+        to_offset=1931,
+        redriven_ms=_NOW_MS,
     ),
     WindowClosed(
         pipeline="flights",

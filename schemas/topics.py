@@ -191,10 +191,11 @@ WEATHER_HOURLY = _raw(
 
 DEAD_LETTERS = _announced(
     "tidemill.dead-letters",
-    "Records that were refused, with their bytes, origin and reason.",
+    "Records that were refused, with their bytes, origin and reason; and that they were pushed again.",
     dead_letter.DeadLetter,
-    producer="stream worker",
-    consumers=("engineers", "tidemill redrive"),
+    dead_letter.RecordRedriven,
+    producer="stream worker (refused), page and `tidemill redrive` (pushed again)",
+    consumers=("engineers", "tidemill redrive", "page"),
     key="origin topic/partition",
     retention_days=30,
     max_bytes=16_777_216,

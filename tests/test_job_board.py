@@ -78,7 +78,7 @@ def test_a_job_that_made_room_or_is_tried_again_waits_and_says_why() -> None:
 def test_an_end_stays_an_end_even_if_it_is_read_before_what_led_to_it() -> None:
     failed = EXAMPLES[JobFailed]
     job = told(failed, ASKED, started(), progress(5)).jobs[JOB]
-    assert (job.state, job.model) == ("failed", "flights")
+    assert (job.state, job.model, job.device, job.attempt) == ("failed", "flights", "cpu", 1)
     assert job.as_json(0, with_curve=True)["curve"][0]["metrics"] == {"loss": 0.2}
     assert "curve" not in job.as_json(0, with_curve=False)
 

@@ -44,10 +44,12 @@ def demo(
 @app.command()
 def up(
     pipeline: Annotated[str | None, typer.Option(help="Module or file of the pipeline.")] = None,
+    page: Annotated[bool, typer.Option(help="Serve the page.")] = True,
 ) -> None:
-    """Run broker (embedded, unless one is configured), worker and trainer until Ctrl-C."""
+    """Run broker (embedded, unless one is configured), worker, trainer and page until Ctrl-C."""
     from infra.kafka.cluster import open_cluster
     from infra.kafka.topics import ensure
+    from infra.page.service import address
     from infra.supervisor import Supervised, Supervisor, tidemill
     from schemas.topics import TOPICS
     from trainers.keys import KeyFolder
@@ -59,9 +61,14 @@ def up(
         asyncio.run(ensure(TOPICS, connection))
         environment["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
         environment["TIDEMILL_PATHS__HOME"] = str(configured.paths.home)
-        for name in ("trainer", "worker"):
+        parts = ["trainer", "worker"]
+        if page:
+            parts.append("page")
+            console.print(f"the page is at [bold]{address(configured)}[/]", highlight=False, soft_wrap=True)
+        for name in parts:
             log_file = configured.paths.logs / f"{name}.log"
-            supervisor.start(Supervised(name, tidemill(name), log_file, environment))
+            part = Supervised(name, tidemill(name), log_file, environment, vital=name != "page")
+            supervisor.start(part)
             console.print(f"{name} runs, log {log_file}")
         console.print(f"services trust models by {configured.paths.signing_keys / 'trusted.txt'}")
         console.print(f"push events to [bold]{connection.bootstrap_servers}[/]; Ctrl-C stops everything")

@@ -15,6 +15,8 @@ from infra.command import (
     lab,  # noqa: F401
     lineage,  # noqa: F401
     models,  # noqa: F401
+    page,  # noqa: F401
+    redrive,  # noqa: F401
     rollback,  # noqa: F401
     sweep,  # noqa: F401
     upkeep,  # noqa: F401

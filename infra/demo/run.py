@@ -30,6 +30,8 @@ from infra.kafka.cluster import embedded_broker
 from infra.kafka.connection import Connection, connect_to
 from infra.kafka.running import running_on
 from infra.kafka.topics import ensure
+from infra.page.access import WROTE
+from infra.page.service import address
 from infra.settings import Settings
 from infra.supervisor import Supervised, Supervisor, tidemill
 from schemas import topics
@@ -100,13 +102,15 @@ class Demo:
             "--model", PIPELINE, "--also", STATIC,
             "--cache-dir", str(self.home / "service"), "--trusted-keys", str(keys.trusted_file),
         ]  # fmt: skip
+        self.console.log(f"the page is at {address(self.settings)}", highlight=False)
         for name, command in (
             ("trainer", tidemill("trainer")),
             ("worker", tidemill("worker")),
             ("service", service),
+            ("page", tidemill("page")),
         ):
             log_file = self.settings.paths.logs / f"{name}.log"
-            self._supervisor.start(Supervised(name, command, log_file, environment))
+            self._supervisor.start(Supervised(name, command, log_file, environment, vital=name != "page"))
 
     def _keep_alive(self) -> None:
         """Start again what was killed: worker, trainer, service, and the broker itself."""
@@ -281,7 +285,7 @@ def begin_afresh(home: Path) -> None:
     if not home.exists():
         return
     ours = {"kafka", "dataset", "artifacts", "jobs", "logs", "service", "faust", "keys", "store.port",
-            "scores.png", "report.json"}  # fmt: skip
+            "scores.png", "report.json", *WROTE}  # fmt: skip
     foreign = sorted(p.name for p in home.iterdir() if p.name not in ours)
     if foreign:
         raise InvalidConfiguration(

@@ -190,10 +190,12 @@ class Herald:
         """How far the pipeline is, if that is news and was not said just now."""
         version, said_s = self._stood
         now_s = time.monotonic()
-        if announcer.progress.version in (-1, version) or now_s - said_s < _STANDING_S:
+        if announcer.progress.version == version or now_s - said_s < _STANDING_S:
             return
         self._stood = (announcer.progress.version, now_s)
         stands = self._standings.event(announcer.progress)
+        if not stands.partitions:
+            return  # nothing was read yet
         envelope = wrap(stands, source=f"/tidemill/{self.pipeline.name}", time_ms=stands.committed_ms)
         try:
             await self._outbox.publish([Announced(topics.STANDINGS.name, envelope)])

@@ -1,0 +1,1 @@
+"""The page: the road live in a browser, folded from the events alone."""
