@@ -9,6 +9,7 @@ print((await ended(load(), job.job_id)).state)
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -81,10 +82,11 @@ async def ended(settings: Settings, job_id: str) -> Job:
     Raises:
         InvalidConfiguration: no cluster is there.
     """
-    async for board in follow(connected(settings)):
-        job = board.jobs.get(job_id)
-        if job is not None and job.is_over:
-            return job
+    async with contextlib.aclosing(follow(connected(settings))) as boards:
+        async for board in boards:
+            job = board.jobs.get(job_id)
+            if job is not None and job.is_over:
+                return job
     raise AssertionError("following never ends by itself")
 
 

@@ -52,8 +52,10 @@ def jobs(
         raise InvalidConfiguration("name the job: `tidemill jobs JOB --stop`, or `--plot FILE`")
 
     async def now() -> Board:
-        async for board in follow(connection):
-            return board
+        # Closed here: left to the loop's end, its client loses a connection that it has just opened.
+        async with contextlib.aclosing(follow(connection)) as boards:
+            async for board in boards:
+                return board
         raise AssertionError("following never ends by itself")
 
     if job_id is not None:
