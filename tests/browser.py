@@ -18,14 +18,14 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 REQUIRED = "BROWSER_TESTS"
-_WAY_OUT = "no Chromium is here; install it: apt-get install --no-install-recommends chromium"
+WAY_OUT = "no Chromium is here; install it: apt-get install --no-install-recommends chromium"
 
 
 def find_chromium() -> str:
     """The browser's program. Without one the test is skipped and says the way out; failed if required."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
-        (pytest.fail if os.environ.get(REQUIRED) == "required" else pytest.skip)(_WAY_OUT)
+        (pytest.fail if os.environ.get(REQUIRED) == "required" else pytest.skip)(WAY_OUT)
     return found
 
 

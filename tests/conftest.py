@@ -11,8 +11,17 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from infra.kafka import EmbeddedBroker
 from schemas.errors import TidemillError
+from tests.browser import WAY_OUT
 
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A page that nobody looked at in a browser is said at the end, where it is not overlooked."""
+    skipped = [each for each in terminalreporter.stats.get("skipped", ()) if WAY_OUT in str(each.longrepr)]
+    if skipped:
+        terminalreporter.section("THE PAGE WAS NOT LOOKED AT IN A BROWSER", sep="!", red=True)
+        terminalreporter.write_line(f"{len(skipped)} tests were skipped: {WAY_OUT}", yellow=True)
 
 
 @pytest.fixture(scope="session")

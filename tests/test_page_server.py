@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 import stat
@@ -19,10 +20,13 @@ from typer.testing import CliRunner
 from infra.command.main import app
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
+from infra.kafka.reach import ClusterUnreachable
 from infra.kafka.topics import ensure
+from infra.page import follow
 from infra.page.access import SAID_BY_PAGE, port_of, token_of
-from infra.page.follow import Follower
+from infra.page.follow import Follower, TopicsMissing
 from infra.page.server import PageServer
+from infra.page.service import read_once, whereabouts
 from infra.page.view import View
 from infra.settings import load
 from schemas import topics
@@ -142,6 +146,35 @@ def test_the_token_is_made_once_for_its_owner_alone_and_the_port_stays(
     assert len(token) > 20
     assert token_of(load()) == token
     assert stat.S_IMODE((tmp_path / "page.token").stat().st_mode) == 0o600
+
+
+def test_a_log_is_told_where_the_token_is_and_not_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEMILL_PATHS__HOME", str(tmp_path))
+    assert "token" not in whereabouts(load(), to_a_person=True)
+    monkeypatch.setenv("TIDEMILL_PAGE__HOST", "0.0.0.0")
+    token = token_of(load())
+    assert token is not None
+    assert f"?token={token}" in whereabouts(load(), to_a_person=True)
+    logged = whereabouts(load(), to_a_person=False)
+    assert token not in logged
+    assert str(tmp_path / "page.token") in logged
+
+
+def test_without_a_cluster_or_its_topics_the_command_says_so_and_ends(
+    kafka: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEMILL_PATHS__HOME", str(tmp_path))
+    nowhere = Connection(bootstrap_servers=f"127.0.0.1:{free_port()}")
+    with pytest.raises(ClusterUnreachable, match="nobody listens there"):
+        asyncio.run(read_once(load(), nowhere))
+    another = dataclasses.replace(topics.ALERTS, name="tidemill.of-a-newer-version")
+    monkeypatch.setattr(follow, "FOLLOWED", (*follow.FOLLOWED, another))
+    with pytest.raises(
+        TopicsMissing, match=r"no topic .*of-a-newer-version.*; create it by `tidemill topics --create`"
+    ):
+        asyncio.run(read_once(load(), Connection(bootstrap_servers=kafka.bootstrap_servers)))
 
 
 async def test_a_port_that_is_taken_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,18 @@ def test_a_repeat_changes_nothing_and_every_example_is_taken() -> None:
         ("flights", 3),
         ("flights", 2),
     ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_whatever_order_events_are_read_none_ends_the_page(seed: int) -> None:
+    """Topics are read side by side, and the oldest events expire: an end may come without its beginning."""
+    events = list(announced())
+    random.Random(seed).shuffle(events)
+    view = View()
+    for event in events:
+        told(view, event)
+        json.dumps({section: view.as_json(section) for section in SECTIONS})
+    assert view.as_json("windows")["pipelines"][0]["closed"] == 1
 
 
 def test_an_amended_window_is_shown_as_it_is_by_now() -> None:

@@ -49,7 +49,7 @@ def up(
     """Run broker (embedded, unless one is configured), worker, trainer and page until Ctrl-C."""
     from infra.kafka.cluster import open_cluster
     from infra.kafka.topics import ensure
-    from infra.page.service import address
+    from infra.page.service import whereabouts
     from infra.supervisor import Supervised, Supervisor, tidemill
     from schemas.topics import TOPICS
     from trainers.keys import KeyFolder
@@ -64,7 +64,8 @@ def up(
         parts = ["trainer", "worker"]
         if page:
             parts.append("page")
-            console.print(f"the page is at [bold]{address(configured)}[/]", highlight=False, soft_wrap=True)
+            said = whereabouts(configured, to_a_person=console.is_terminal)
+            console.print(said, highlight=False, soft_wrap=True)
         for name in parts:
             log_file = configured.paths.logs / f"{name}.log"
             part = Supervised(name, tidemill(name), log_file, environment, vital=name != "page")

@@ -20,7 +20,7 @@ def page(
 ) -> None:
     """Serve the page for a cluster that runs: what `tidemill up` does by itself."""
     from infra.logging import configure
-    from infra.page.service import address, read_once, serve
+    from infra.page.service import read_once, serve, whereabouts
 
     configured = settings()
     connection = the_cluster(configured)
@@ -28,5 +28,6 @@ def page(
         print(json.dumps(asyncio.run(read_once(configured, connection))))
         return
     configure(configured.log, part="page")
-    console.print(f"the page is at [bold]{address(configured)}[/]", highlight=False, soft_wrap=True)
+    said = whereabouts(configured, to_a_person=console.is_terminal)
+    console.print(said, highlight=False, soft_wrap=True)
     asyncio.run(serve(configured, connection))

@@ -31,7 +31,7 @@ from infra.kafka.connection import Connection, connect_to
 from infra.kafka.running import running_on
 from infra.kafka.topics import ensure
 from infra.page.access import WROTE
-from infra.page.service import address
+from infra.page.service import whereabouts
 from infra.settings import Settings
 from infra.supervisor import Supervised, Supervisor, tidemill
 from schemas import topics
@@ -102,7 +102,8 @@ class Demo:
             "--model", PIPELINE, "--also", STATIC,
             "--cache-dir", str(self.home / "service"), "--trusted-keys", str(keys.trusted_file),
         ]  # fmt: skip
-        self.console.log(f"the page is at {address(self.settings)}", highlight=False)
+        said = whereabouts(self.settings, to_a_person=self.console.is_terminal)
+        self.console.log(said, highlight=False)
         for name, command in (
             ("trainer", tidemill("trainer")),
             ("worker", tidemill("worker")),

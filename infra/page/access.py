@@ -7,7 +7,6 @@ import ipaddress
 import os
 import secrets
 import socket
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -138,9 +137,3 @@ def _offered(request: web.Request) -> str:
 
 def _same(offered: str, token: str) -> bool:
     return hmac.compare_digest(offered.encode(), token.encode())
-
-
-def remove_files(home: Path) -> None:
-    """Forget port and token."""
-    for name in WROTE:
-        (home / name).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from infra.logging import logger
 from infra.page.view import View
 from schemas import topics
 from schemas.envelope import NotAnAnnouncement, open_record
+from schemas.errors import Retryable
 
 log = logger(__name__)
 
@@ -36,8 +37,12 @@ _ENDS_WITHIN_S = 3.0
 _FETCH_BYTES = 16 * 2**20
 
 
+class TopicsMissing(Retryable):
+    """The cluster lacks topics that the page follows."""
+
+
 class Follower:
-    """Feeds a view: `run` it as a task, `end` it; `caught_up` is set once all that was there is in the view."""
+    """Feeds a view: `run` it as a task, `end` it; `caught_up` is set once the view has all that was there."""
 
     def __init__(self, connection: Connection, view: View) -> None:
         self._connection, self._view = connection, view
@@ -46,6 +51,8 @@ class Follower:
         self._told_to_end = asyncio.Event()
         self.heard_s = 0.0
         """When the cluster answered last, by the monotonic clock."""
+        self.problem = ""
+        """Why the cluster cannot be followed now."""
 
     @property
     def is_connected(self) -> bool:
@@ -57,8 +64,10 @@ class Follower:
         while not self._told_to_end.is_set():
             try:
                 await self._connected()
-            except (KafkaError, OSError, TimeoutError) as error:
-                log.warning("the cluster does not answer, will try again", error=str(error))
+            except (KafkaError, OSError, TimeoutError, TopicsMissing) as error:
+                if str(error) != self.problem:
+                    log.warning("the cluster cannot be followed, will try again", error=str(error))
+                self.problem = str(error) or type(error).__name__
             await self._pause(_AGAIN_S)
 
     async def end(self, following: asyncio.Task[None]) -> None:
@@ -82,9 +91,13 @@ class Follower:
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=_FETCH_BYTES,
         )
-        await consumer.start()
-        ends = asyncio.create_task(self._watch_ends(consumer))
+        ends: asyncio.Task[None] | None = None
         try:
+            await consumer.start()
+            if missing := sorted({topic.name for topic in FOLLOWED} - await consumer.topics()):
+                raise TopicsMissing(
+                    f"the cluster has no topic {', '.join(missing)}; create it by `tidemill topics --create`"
+                )
             tps = [TopicPartition(t.name, n) for t in FOLLOWED for n in range(t.partitions)]
             consumer.assign(tps)
             for tp in tps:
@@ -93,6 +106,8 @@ class Follower:
                 else:
                     await consumer.seek_to_beginning(tp)
             until = await consumer.end_offsets(tps)
+            self.problem = ""
+            ends = asyncio.create_task(self._watch_ends(consumer))
             while not ends.done() and not self._told_to_end.is_set():
                 await self._take(consumer)
                 # A transaction's marker has an offset too: so not the last record's, but the position.
@@ -102,8 +117,9 @@ class Follower:
                     self.caught_up.set()
             await ends
         finally:
-            ends.cancel()
-            await asyncio.gather(ends, return_exceptions=True)
+            if ends is not None:
+                ends.cancel()
+                await asyncio.gather(ends, return_exceptions=True)
             await consumer.stop()
 
     async def _take(self, consumer: AIOKafkaConsumer) -> None:
@@ -120,14 +136,26 @@ class Follower:
     async def _watch_ends(self, consumer: AIOKafkaConsumer) -> None:
         """How much waits on the sources: their ends, about once a second."""
         while not self._told_to_end.is_set():
-            sources = [TopicPartition(*at) for at in sorted(self._view.road.sources())]
-            asked = sources or [TopicPartition(FOLLOWED[0].name, 0)]
-            try:
-                async with asyncio.timeout(_ENDS_WITHIN_S):
-                    ends = await consumer.end_offsets(asked)
-            except (KafkaError, TimeoutError) as error:
-                log.info("cannot ask where topics end, will try again", error=str(error))
-            else:
-                self.heard_s = time.monotonic()
-                self._view.ends_are({(tp.topic, tp.partition): ends[tp] for tp in sources})
+            asked = {FOLLOWED[0].name: [TopicPartition(FOLLOWED[0].name, 0)]}
+            sources = self._view.road.sources()
+            for topic, partition in sorted(sources):
+                asked.setdefault(topic, []).append(TopicPartition(topic, partition))
+            # Each topic for itself: one that was deleted, or may not be read, hides no other's lag.
+            ends: dict[TopicPartition, int] = {}
+            for answer in await asyncio.gather(*(self._ends_of(consumer, tps) for tps in asked.values())):
+                ends |= answer
+            if ends:
+                self._view.ends_are({at: ends[tp] for at in sources if (tp := TopicPartition(*at)) in ends})
             await self._pause(_ENDS_S)
+
+    async def _ends_of(
+        self, consumer: AIOKafkaConsumer, tps: list[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        try:
+            async with asyncio.timeout(_ENDS_WITHIN_S):
+                ends = await consumer.end_offsets(tps)
+        except (KafkaError, TimeoutError) as error:
+            log.info("cannot ask where a topic ends, will try again", topic=tps[0].topic, error=str(error))
+            return {}
+        self.heard_s = time.monotonic()
+        return ends

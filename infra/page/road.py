@@ -80,11 +80,12 @@ class Road:
         """Partitions whose ends tell how much waits."""
         return {(p.topic, p.partition) for each in self._pipelines.values() for p in each.stands.partitions}
 
-    def as_json(self, now_ms: int, ends: Mapping[Partition, int] | None = None) -> dict[str, Any]:
-        """For the page and for programs."""
-        ends = self.ends if ends is None else ends
+    def as_json(self, now_ms: int) -> dict[str, Any]:
+        """For the page and for programs; the lag of a partition whose end nobody knows is None."""
         return {
-            "pipelines": [_pipeline(self._pipelines[name], ends, now_ms) for name in sorted(self._pipelines)],
+            "pipelines": [
+                _pipeline(self._pipelines[name], self.ends, now_ms) for name in sorted(self._pipelines)
+            ],
             "alerts": [
                 {
                     "pipeline": alert.pipeline,

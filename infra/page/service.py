@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from typing import Any
 
 from infra.kafka.connection import Connection
-from infra.page.access import port_of, token_of, url_of
-from infra.page.follow import Follower
+from infra.kafka.reach import reach
+from infra.page.access import TOKEN_FILE, port_of, token_of, url_of
+from infra.page.follow import Follower, TopicsMissing
 from infra.page.server import PageServer
 from infra.page.view import SECTIONS, View
 from infra.settings import Settings
 from schemas.errors import TidemillError
 from schemas.signature import TrustedKeys
 
+_LOOK_S = 0.05
+_ENDS_WITHIN_S = 5.0
 
-def address(settings: Settings) -> str:
-    """Where the page is, or will be: what a person opens, with the token if there is one."""
-    return url_of(settings.page.host, port_of(settings), token_of(settings))
+
+def whereabouts(settings: Settings, *, to_a_person: bool) -> str:
+    """Where the page is, or will be: what a person opens.
+
+    A log keeps what it is told, and others read it: there the token is not part of the address.
+    """
+    token = token_of(settings)
+    url = url_of(settings.page.host, port_of(settings), token if to_a_person else None)
+    if token is None or to_a_person:
+        return f"the page is at [bold]{url}[/]"
+    kept = "page.token" if settings.page.token is not None else settings.paths.home / TOKEN_FILE
+    return f"the page is at [bold]{url}[/]; add ?token= and the token, which is in {kept}"
 
 
 async def serve(settings: Settings, connection: Connection) -> None:
@@ -56,14 +69,26 @@ async def serve(settings: Settings, connection: Connection) -> None:
 
 
 async def read_once(settings: Settings, connection: Connection) -> dict[str, Any]:
-    """All sections as the topics have them now."""
+    """All sections as the topics have them now.
+
+    Raises:
+        ClusterUnreachable, InvalidConfiguration: no cluster answers.
+        TopicsMissing: it lacks topics that the page follows.
+    """
+    await reach(connection)
     view = _view(settings)
     follower = Follower(connection, view)
     following = asyncio.create_task(follower.run())
     try:
-        await follower.caught_up.wait()
-        while follower.heard_s == 0.0 or (not view.road.ends and view.road.sources()):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        while not follower.caught_up.is_set():
+            if follower.problem:
+                raise TopicsMissing(follower.problem)
+            await asyncio.sleep(_LOOK_S)
+        # The lags too, but for those of topics that do not answer.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENDS_WITHIN_S):
+                while view.road.sources() - view.road.ends.keys():  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_S)
     finally:
         await follower.end(following)
     return {section: view.as_json(section) for section in SECTIONS}

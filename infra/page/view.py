@@ -89,26 +89,23 @@ class View:
                 self.decisions.note(event)
                 self._changed("decisions")
             case JobEvent():
-                self._job(envelope, written_ms)
+                self._job(envelope.id, event, written_ms)
             case ModelEvent():
                 if isinstance(event, ModelPublished | ModelRefused):
-                    self._job(envelope, written_ms)
+                    self._job(envelope.id, event, written_ms)
                 is_ours = isinstance(event, CurrentModel) and signed(envelope.data, self._trusted())
                 self.models.note(event, trusted=is_ours)
                 self._changed("models", "lineage", "adoption")
             case _:
                 pass
 
-    def _job(self, envelope: Envelope, written_ms: int) -> None:
-        event = unwrap(envelope)
-        job_id = event.job_id if isinstance(event, JobEvent | ModelRefused) else None
-        if isinstance(event, ModelPublished):
-            job_id = event.manifest.lineage.job_id
-        before = self.jobs.jobs.get(job_id or "")
+    def _job(self, event_id: str, event: JobEvent | ModelPublished | ModelRefused, written_ms: int) -> None:
+        job_id = event.manifest.lineage.job_id if isinstance(event, ModelPublished) else event.job_id
+        before = self.jobs.jobs.get(job_id)
         was = before.state if before is not None else None
         self.requested += before is None
-        self.jobs.note(envelope.id, event, written_ms)
-        now = self.jobs.jobs[job_id or ""].state
+        self.jobs.note(event_id, event, written_ms)
+        now = self.jobs.jobs[job_id].state
         if now != was:
             self.ended[now] += now in OVER
             if was in OVER:

@@ -73,7 +73,7 @@ export function table(caption, columns, key, { select } = {}) {
   };
 }
 
-// One part of the page for each item, made once by make(item) -> {element, set(item)}.
+// One part of the page for each item, made once by make(item) -> {element, set(item), destroy()?}.
 export function parts(root, make) {
   const known = new Map();
   const none = h("p", { class: "quiet" }, "Nothing has been said of this yet.");
@@ -81,7 +81,7 @@ export function parts(root, make) {
   return (items, key = (item) => item.name) => {
     none.hidden = items.length > 0;
     const kept = new Set(items.map(key));
-    for (const [at, part] of known) if (!kept.has(at)) { part.element.remove(); known.delete(at); }
+    for (const [at, part] of known) if (!kept.has(at)) { part.destroy?.(); part.element.remove(); known.delete(at); }
     for (const item of items) {
       if (!known.has(key(item))) {
         const part = make(item);

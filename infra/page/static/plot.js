@@ -17,8 +17,7 @@ function ticks(drawn, splits) {
 
 // The view that drew them is left.
 export function clear() {
-  for (const each of drawings) each.destroy();
-  drawings.clear();
+  for (const each of [...drawings]) each.destroy();
 }
 
 // A plot of series over x, where x is "time" (epoch ms) or the name of a number.
@@ -82,7 +81,7 @@ export function plot(title, { x = "time", bars = false, from0 = true, unit = "" 
       else { names = now; draw(); }
       list();
     },
-    destroy() { seen.disconnect(); document.removeEventListener("theme", themed); drawn?.destroy(); },
+    destroy() { drawings.delete(made); seen.disconnect(); document.removeEventListener("theme", themed); drawn?.destroy(); },
   };
   drawings.add(made);
   return made;

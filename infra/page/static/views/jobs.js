@@ -29,6 +29,7 @@ export function mount(root) {
     const drawn = plot(id, { x: "step", from0: false });
     return {
       element: drawn.element,
+      destroy: drawn.destroy,
       set(job) {
         // Only the newest attempt: an earlier one went over the same steps.
         const at = job.curve.step.map((_, n) => n).filter((n) => job.curve.attempt[n] === job.attempt);

@@ -13,6 +13,7 @@ export function mount(root, [name, version]) {
     shown = `${model.name}/${model.version}`;
     const got = await fetch(`/api/lineage/${encodeURIComponent(model.name)}/${model.version}`);
     const said = await got.json();
+    if (shown !== `${model.name}/${model.version}`) return; // another was chosen meanwhile
     if (said.error) { road.replaceChildren(h("li", {}, said.error)); return; }
     road.replaceChildren(...steps(said));
     road.dataset.model = shown;

@@ -25,6 +25,7 @@ export function mount(root) {
     const drawn = plot(`${name}: AUC on the newest unseen rows`, { x: "version", from0: false });
     return {
       element: drawn.element,
+      destroy: drawn.destroy,
       set({ versions }) {
         drawn.set(versions.map((m) => m.version), [{ label: "challenger", values: versions.map((m) => m.challenger?.auc ?? null) }, { label: "champion", values: versions.map((m) => m.champion?.auc ?? null) }]);
       },
