@@ -181,6 +181,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                     service=arguments.service,
                     cache_dir=arguments.cache_dir,
                     trusted_keys=arguments.trusted_keys,
+                    inputs=_columns(arguments.input),
                 )
             )
             for name in (arguments.model, *arguments.also)
@@ -195,6 +196,12 @@ async def serve(arguments: argparse.Namespace) -> None:
         log.info("stopped; frames: %s", ", ".join(f"{n} {what}" for what, n in service.counts.items()))
 
 
+def _columns(given: list[str]) -> dict[str, str] | None:
+    """`NAME:TYPE` of each column; None where none is given."""
+    parted = [each.rpartition(":") for each in given]
+    return {name: kind for name, _, kind in parted} or None
+
+
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description="Answer feature rows with followed models.")
@@ -202,6 +209,14 @@ def main() -> None:
     parser.add_argument("--store", action="append", required=True, help="base address of an artifact store")
     parser.add_argument("--model", required=True, help="name of the model to follow")
     parser.add_argument("--also", action="append", default=[], help="one more model to answer with")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME:TYPE",
+        help="a column that the frames have, and its type (string, float or int); a model that takes another "
+        "is refused. Without any, a frame that lacks what a model takes is not answered",
+    )
     parser.add_argument("--service", default="example", help="this service's name in its events")
     parser.add_argument("--instance", default="1", help="this process's name among those of the service")
     parser.add_argument(

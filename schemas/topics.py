@@ -19,6 +19,19 @@ from .examples import example_of
 
 DAY_MS = 86_400_000
 
+NEWEST_OF_A_KEY: Mapping[str, str] = {
+    "cleanup.policy": "compact",
+    "retention.ms": "-1",
+    # The segment that is being written is never compacted, and by Kafka's defaults it is that for a week, or
+    # until it holds a GiB: a service that starts would read every event of it. So it is closed after an hour
+    # or 4 MiB, which must be above the largest record, and what is stale is taken out soon after.
+    "segment.bytes": "4194304",
+    "segment.ms": "3600000",
+    "max.compaction.lag.ms": "3600000",
+    "min.cleanable.dirty.ratio": "0.1",
+}
+"""Of topics from which a service starts: what is read depends on the number of keys, not of events."""
+
 WATERMARK_HEADER = "tidemill-watermark"
 CONTENT_TYPE_HEADER = "content-type"
 
@@ -295,7 +308,7 @@ MODELS_CURRENT = _announced(
     producer="trainer",
     consumers=("services",),
     key="model name",
-    settings={"cleanup.policy": "compact", "retention.ms": "-1"},
+    settings=NEWEST_OF_A_KEY,
 )
 PREDICTIONS = _announced(
     "tidemill.predictions",

@@ -21,12 +21,13 @@ from infra.kafka.topics import ensure
 from infra.settings_model import Kafka
 from schemas import client, topics
 from schemas.client import ModelFollower, UnfitColumns
+from schemas.client.fit import check_fit, check_inputs
 from schemas.client.load import LoadedModel
 from schemas.client.stores import Stores
 from schemas.envelope import Envelope
 from schemas.errors import InvalidConfiguration
 from schemas.examples import announced
-from schemas.model import AdoptionRefused, Artifact, ModelAdopted, ModelPublished
+from schemas.model import AdoptionRefused, Artifact, Field, ModelAdopted, ModelPublished
 from tests.client_fixtures import (
     CONFIG,
     QUESTION,
@@ -462,6 +463,46 @@ async def test_no_question_fails_while_models_are_swapped(
     assert {1, 8} <= seen
 
 
+async def test_a_model_that_takes_what_the_service_cannot_give_is_refused_before_it_is_fetched(
+    cluster: Cluster, store: Store, name: str, tmp_path: Path
+) -> None:
+    second = weights(2)
+    digest = store.put(second)
+    given = {"carrier": "string", "distance": "int", "weather": "string"}
+    async with follower(name, cluster, store, tmp_path / "cache", inputs=given) as following:
+        await cluster.say(published(name, 1, FIRST, store=store.url))
+        await adopted(cluster, following, 1)
+        wider = [*published(name, 2, second, store="").manifest.inputs, Field(name="gate", type="string")]
+        example = {"carrier": "UA", "distance": 1400.0, "gate": "A1"}
+        await cluster.say(published(name, 2, second, store=store.url, inputs=wider, example=example))
+        why = await keeps_the_first(cluster, following)
+        assert why.startswith("ModelUnfit: it takes columns that this service cannot give: gate; it gives ")
+        assert digest not in {asked.partition(".")[0] for asked, _ in store.requests}
+        await cluster.say(published(name, 3, second, store=store.url))
+        await adopted(cluster, following, 3)
+
+
+def test_a_models_columns_are_held_against_those_of_the_service() -> None:
+    takes = published("m", 1, FIRST, store="http://x/").manifest
+    for fits in (None, ["distance", "carrier", "more"], {"carrier": "string", "distance": "int"}):
+        check_fit(takes, fits)
+    with pytest.raises(client.ModelUnfit, match="carrier as string, and is given float"):
+        check_fit(takes, {"carrier": "float", "distance": "float"})
+    with pytest.raises(client.ModelUnfit, match="cannot give: carrier, distance; it gives none"):
+        check_fit(takes, [])
+    of_a_whole_number = published("m", 1, FIRST, store="", inputs=[Field(name="distance", type="int")])
+    with pytest.raises(client.ModelUnfit, match="distance as int, and is given float"):
+        check_fit(of_a_whole_number.manifest, {"distance": "float"})
+    for outputs in ([], [Field(name="logit", type="float")], [*takes.outputs, *takes.outputs]):
+        with pytest.raises(
+            client.ModelUnfit, match=r"answers with .*takes one column, probability \(float\)"
+        ):
+            check_fit(published("m", 1, FIRST, store="", outputs=outputs).manifest, None)
+    for inputs in ("carrier", {"carrier": "words"}):
+        with pytest.raises(InvalidConfiguration):
+            check_inputs(inputs)
+
+
 async def test_a_question_with_unfit_columns_is_refused_by_name(
     cluster: Cluster, store: Store, name: str, tmp_path: Path
 ) -> None:
@@ -530,6 +571,7 @@ def test_the_exported_names_are_these() -> None:
         "UnfitColumns",
         "ArtifactMismatch",
         "StoreNotAllowed",
+        "ModelUnfit",
         "ModelUnusable",
         "StoreUnavailable",
         "CacheUnavailable",

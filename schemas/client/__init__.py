@@ -5,6 +5,7 @@ from __future__ import annotations
 from .errors import (
     ArtifactMismatch,
     CacheUnavailable,
+    ModelUnfit,
     ModelUnusable,
     StoreNotAllowed,
     StoreUnavailable,
@@ -19,6 +20,7 @@ __all__ = [
     "UnfitColumns",
     "ArtifactMismatch",
     "StoreNotAllowed",
+    "ModelUnfit",
     "ModelUnusable",
     "StoreUnavailable",
     "CacheUnavailable",

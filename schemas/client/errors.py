@@ -3,6 +3,7 @@
 Rejected
 ├── ArtifactMismatch   wrong size or digest; never opened
 ├── StoreNotAllowed    an address outside the client's own stores
+├── ModelUnfit         takes what the service cannot give, or gives another answer than it expects
 ├── ModelUnusable      right bytes, but no network that answers comes of them
 └── UnfitColumns       the columns of a question are not those that the model takes
 Retryable
@@ -21,6 +22,10 @@ class ArtifactMismatch(Rejected):
 
 class StoreNotAllowed(Rejected):
     """The event, or a redirect, names an address outside the client's own stores."""
+
+
+class ModelUnfit(Rejected):
+    """The model takes columns that this service cannot give, or answers with something else than a chance."""
 
 
 class ModelUnusable(Rejected):

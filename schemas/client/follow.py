@@ -22,6 +22,7 @@ from ..model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted
 from ..signature import SignatureRefused, SignerUnknown, TrustedKeys
 from .announce import Announcer
 from .download import Downloader
+from .fit import Inputs, check_fit, check_inputs
 from .load import LoadedModel, check_kind, import_libraries, load
 from .memory import Memory
 
@@ -49,13 +50,15 @@ class ModelFollower:
             is read anew for each model event. A model that none of them signed is refused. None: whoever may
             write to the cluster is trusted.
         pin_version: hold exactly this version, whatever is published later.
+        inputs: the columns that this service can give, by name, or name and type (`string`, `float`, `int`):
+            a model that takes others is refused before it is fetched. None: no model is refused for that.
         max_bytes: an artifact that claims to be larger is refused unseen.
         timeout_s: longest wait for a store's connection or its next bytes.
         s3: of `s3://` stores: `endpoint`, `region`, `access_key_id`, `secret_access_key`; what is missing
             comes from the environment, as for AWS's own tools.
 
     Raises:
-        InvalidConfiguration: a store is no base address, or a key is none.
+        InvalidConfiguration: a store is no base address, a key is none, or an input has an unknown type.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ModelFollower:
         cache_dir: Path | str,
         trusted_keys: Sequence[str] | Path | None = None,
         pin_version: int | None = None,
+        inputs: Inputs | None = None,
         max_bytes: int = 2 * 2**30,
         timeout_s: float = 10.0,
         s3: Mapping[str, Any] | None = None,
@@ -79,6 +83,8 @@ class ModelFollower:
         self.last_refusal: AdoptionRefused | None = None
         self._client = dict(client)
         self._pinned = pin_version
+        check_inputs(inputs)
+        self._inputs = inputs
         # A pinned version may be gone from the compacted topic; the history keeps it.
         self._topic = (topics.MODELS_CURRENT if pin_version is None else topics.MODELS).name
         folder = Path(cache_dir) / f"model-{quote(name, safe='')}"
@@ -305,6 +311,7 @@ class ModelFollower:
     async def _adopt(self, manifest: Manifest, event: bytes) -> None:
         began = time.perf_counter()
         check_kind(manifest)
+        check_fit(manifest, self._inputs)
         content = await self._downloader.fetch(manifest.artifact)
         loaded = await asyncio.to_thread(load, manifest, content)
         self._before = self.current or await self._former(manifest)
