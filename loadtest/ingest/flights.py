@@ -31,7 +31,7 @@ from aiokafka.structs import TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from infra.dataset import Dataset, DatasetUnreadable
+from infra.dataset import Dataset
 from infra.demo.flights import events
 from infra.demo.player import SOURCES
 from infra.kafka import EmbeddedBroker
@@ -41,10 +41,12 @@ from infra.kafka.topics import ensure
 from infra.supervisor import Supervised, Supervisor, tidemill
 from schemas import topics
 from schemas.topics import WATERMARK_HEADER
+from streams.announce.log import is_committed
 
 console = Console(stderr=True)
 
 _PATIENCE_S = 180.0
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,15 +126,16 @@ def worker_round(connection: Connection, ends: dict[tuple[str, int], int], home:
         process = psutil.Process(worker.pid)
         peak, deadline = 0, time.monotonic() + _PATIENCE_S
         first_cpu_s = cpu_s = 0.0
-        while not _all_in(dataset, ends):
+        so_far = _SoFar(dataset)
+        while not so_far.reaches(ends):
             supervisor.keep_alive()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the worker did not get through; its log ends:\n{worker.log_tail()}")
             with contextlib.suppress(psutil.NoSuchProcess):
                 peak = max(peak, process.memory_info().rss)
                 cpu_s = sum(process.cpu_times()[:2])
-                first_cpu_s = first_cpu_s or (cpu_s if _has_begun(dataset) else 0.0)
-            time.sleep(0.05)
+                first_cpu_s = first_cpu_s or (cpu_s if so_far.version >= 1 else 0.0)
+            time.sleep(_LOOK_S)
         cpu_s = sum(process.cpu_times()[:2])
     commits = [c for c in dataset.commits() if c.metadata.get("counts")]
     counted = [sum(n["events"] for n in c.metadata["counts"].values()) for c in commits]
@@ -147,22 +150,21 @@ def worker_round(connection: Connection, ends: dict[tuple[str, int], int], home:
     )
 
 
-def _has_begun(dataset: Dataset) -> bool:
-    with contextlib.suppress(DatasetUnreadable):
-        return dataset.newest_version() >= 1
-    return False
+class _SoFar:
+    """How far a dataset is. Each entry of its log is read once: looking must not cost what is measured."""
 
+    def __init__(self, dataset: Dataset) -> None:
+        self.version = -1
+        self._dataset = dataset
+        self._at: dict[str, int] = {}
 
-def _all_in(dataset: Dataset, ends: dict[tuple[str, int], int]) -> bool:
-    try:
-        commits = dataset.commits()
-    except DatasetUnreadable:
-        return False
-    at: dict[str, int] = {}
-    for commit in commits:
-        for name, (_, following) in commit.metadata.get("offsets", {}).items():
-            at[name] = max(at.get(name, 0), following)
-    return all(at.get(f"{topic}/{number}", 0) >= end for (topic, number), end in ends.items())
+    def reaches(self, ends: dict[tuple[str, int], int]) -> bool:
+        """Whether all of the partitions are in."""
+        while is_committed(self._dataset.uri, self.version + 1):
+            self.version += 1
+            offsets = self._dataset.commit(self.version).metadata.get("offsets", {})
+            self._at |= {name: following for name, (_, following) in offsets.items()}
+        return all(self._at.get(f"{topic}/{number}", 0) >= end for (topic, number), end in ends.items())
 
 
 @contextmanager
