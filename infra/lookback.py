@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
+from infra.row_order import PLACE, in_order
 from schemas.lookback import Crowding, Isolated, Lookback, Outlier, Rare, Shifted
 
-_ORDER = ("_time", "_partition", "_offset", "_row")
-_IDENTITY = ("_partition", "_offset", "_row")
 _SAMPLE = 256
 # Of normal numbers: standard deviation by median and by mean absolute deviation.
 _BY_MEDIAN, _BY_MEAN = 1.4826, 1.253314
@@ -28,7 +27,7 @@ def lookback_tags(events: pl.DataFrame, known: pl.DataFrame, tags: Sequence[Look
     Returns:
         List of text, one for each event in its order.
     """
-    known = known.sort(_ORDER)
+    known = in_order(known)
     has: list[pl.Series] = []
     for tag in tags:
         found = np.zeros(events.height, dtype=bool)
@@ -144,8 +143,8 @@ def _crowding(
         pl.col("_time") < block_ms + tag.every_ms,
         pl.col(tag.column).is_not_null(),
     )
-    nth = of_block.select(*_IDENTITY, pl.int_range(1, pl.len() + 1).over(tag.column).alias("_nth"))
-    asked = events.select(_IDENTITY).join(nth, on=_IDENTITY, how="left", maintain_order="left")
+    nth = of_block.select(*PLACE, pl.int_range(1, pl.len() + 1).over(tag.column).alias("_nth"))
+    asked = events.select(PLACE).join(nth, on=PLACE, how="left", maintain_order="left")
     return asked.select((pl.col("_nth") > most).fill_null(value=False)).to_series().to_numpy()
 
 

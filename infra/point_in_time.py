@@ -15,12 +15,12 @@ import polars as pl
 
 from infra.dataset import META, Dataset
 from infra.lookback import lookback_tags
-from infra.span import Asked, Codes, Ints, Layout, combined
+from infra.row_order import ORDER, PLACE, in_order, order_of
+from infra.span import Asked, Codes, Grouped, Ints, Layout, combined
 from schemas.features import AsOf, Feature, FeatureSpec, Label, Trailing
 from schemas.lookback import QUARANTINED
 from schemas.window import Window
 
-ORDER = ("_time", "_partition", "_offset", "_row")
 _EVENTS = ""  # no topic has that name
 
 
@@ -36,8 +36,8 @@ def compute(events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], spec: Fea
     Returns:
         The key column, `_time`, `_tags`, and `spec.names()`.
     """
-    frame = events.sort(ORDER)
-    lookup = _Lookup(frame, sources, spec.features)
+    frame = in_order(events)
+    lookup = _Lookup(frame, sources)
     # The key may be a feature too; it stands once.
     own = dict.fromkeys([spec.key, "_time", "_tags", *spec.columns])
     if spec.tags:
@@ -47,7 +47,6 @@ def compute(events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], spec: Fea
 
 
 LABEL_TIME = "_label_time"
-PLACE = ("_partition", "_offset", "_row")
 
 
 def with_labels(
@@ -60,7 +59,7 @@ def with_labels(
     The first label of a key counts, by event time: a repeat or a correction changes nothing.
     """
     first = (
-        labels.sort(ORDER)
+        in_order(labels.select(*dict.fromkeys([*ORDER, label.key, label.column])))
         .unique(label.key, keep="first", maintain_order=True)
         .select(label.key, label.column, pl.col("_time").alias(LABEL_TIME))
     )
@@ -111,7 +110,7 @@ def examples(
     }
     rows = compute(events, sources, spec)
     if provenance:
-        rows = rows.with_columns(events.sort(ORDER).select(PLACE))
+        rows = rows.with_columns(in_order(events).select(PLACE))
     # In the dataset, but nothing learns from it and nothing is judged by it.
     rows = rows.filter(~pl.col("_tags").list.contains(QUARANTINED))
     for span in excluded:
@@ -181,22 +180,20 @@ def _reads(features: Sequence[Feature]) -> dict[str, tuple[int, list[str]]]:
 class _Lookup:
     """The sources, made ready once for all features of one call.
 
-    Each source is sorted once and laid out once for each way of grouping it. How many of its rows are
-    known at a time is found once for each time that is asked for: the event's own, and the beginnings of
-    the trailing spans.
+    Each source's order is found once, and it is laid out once for each way of grouping it. How many of
+    its rows are known at a time is found once for each time that is asked for: the event's own, and the
+    beginnings of the trailing spans.
     """
 
-    def __init__(
-        self, events: pl.DataFrame, sources: Mapping[str, pl.DataFrame], features: Sequence[Feature]
-    ) -> None:
+    def __init__(self, events: pl.DataFrame, sources: Mapping[str, pl.DataFrame]) -> None:
         self.events = events
         self._times_ms = events.get_column("_time").to_numpy()
         self._sources = sources
-        self._reads = _reads(features)
         self._codes: dict[str, Codes] = {}
         self._coded: dict[tuple[str, str], Ints] = {}
         self._asked: dict[tuple[str, ...], Asked] = {}
-        self._sorted: dict[str, pl.DataFrame] = {}
+        self._orders: dict[str, Ints] = {}
+        self._times: dict[str, Ints] = {}
         self._layouts: dict[tuple[str, tuple[str, ...]], Layout] = {}
         self._ranks: dict[tuple[str, int], Ints] = {}
         self._ends: dict[tuple[str, tuple[str, ...], int], Ints] = {}
@@ -205,12 +202,15 @@ class _Lookup:
         """Rows of the feature's source by its groups; a null key matches nothing."""
         key = (feature.source, feature.by)
         if key not in self._layouts:
-            rows = self._known(feature.source)
-            if feature.by not in self._asked:
-                self._asked[feature.by] = Asked(self._groups(_EVENTS, self.events, feature.by))
-            groups = self._groups(feature.source, rows, feature.by)
-            self._layouts[key] = Layout(rows, groups, self._asked[feature.by])
+            rows, order = self._sources[feature.source], self._order(feature.source)
+            self._layouts[key] = self._grouped(rows, order, feature) if feature.by else Layout(rows, order)
         return self._layouts[key]
+
+    def _grouped(self, rows: pl.DataFrame, order: Ints, feature: Feature) -> Grouped:
+        if feature.by not in self._asked:
+            self._asked[feature.by] = Asked(self._groups(_EVENTS, self.events, feature.by))
+        groups = self._groups(feature.source, rows, feature.by)[order]
+        return Grouped(rows, order, groups, self._asked[feature.by])
 
     def span(self, feature: Feature, back_ms: int) -> tuple[Ints, Ints]:
         """For each event the slice [low, high) of the layout with event time in (t - back_ms, t]."""
@@ -225,15 +225,22 @@ class _Lookup:
     def _rank(self, source: str, back_ms: int) -> Ints:
         """How many rows of a source have event time at or before t - back_ms."""
         if (source, back_ms) not in self._ranks:
-            known_ms = self._known(source).get_column("_time").to_numpy()
+            known_ms = self._known_ms(source)
             self._ranks[source, back_ms] = np.searchsorted(known_ms, self._times_ms - back_ms, side="right")
         return self._ranks[source, back_ms]
 
-    def _known(self, source: str) -> pl.DataFrame:
-        if source not in self._sorted:
-            columns = dict.fromkeys([*ORDER, *self._reads[source][1]])
-            self._sorted[source] = self._sources[source].select(*columns).sort(ORDER)
-        return self._sorted[source]
+    def _order(self, source: str) -> Ints:
+        """Numbers of a source's rows in their order. Rows are not moved: each value is fetched once."""
+        if source not in self._orders:
+            rows = self._sources[source]
+            order = order_of(rows)
+            self._orders[source] = np.arange(rows.height) if order is None else order
+        return self._orders[source]
+
+    def _known_ms(self, source: str) -> Ints:
+        if source not in self._times:
+            self._times[source] = self._sources[source].get_column("_time").to_numpy()[self._order(source)]
+        return self._times[source]
 
     def _groups(self, name: str, rows: pl.DataFrame, by: Sequence[str]) -> Ints:
         """Group of each row by the events' numbering; -1 where no event asks for it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from infra.point_in_time import PLACE
+from infra.row_order import PLACE
 from schemas.selection import Balanced, Decay, Hard, Reservoir, Selection, Whole
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -40,7 +40,8 @@ class Codes:
             frame = values.alias("value").to_frame()
             joined = frame.join(self._numbered, on="value", how="left", maintain_order="left")
             codes = joined.get_column("code")
-        return codes.cast(pl.Int64).fill_null(_NO_GROUP).to_numpy()
+        numbers = codes.cast(pl.Int64)
+        return (numbers.fill_null(_NO_GROUP) if numbers.null_count() else numbers).to_numpy()
 
 
 def combined(codes: Sequence[Ints], counts: Sequence[int], height: int) -> Ints:
@@ -70,32 +71,21 @@ class Asked:
 
 
 class Layout:
-    """Rows of a source, group by group in the order of event time.
+    """Rows of a source in the order of event time, as one group.
 
     Args:
-        rows: sorted by event time; rows of equal time in the order that decides between them.
-        groups: of each row; those below 0 are left out.
-        asked: groups of the events; one below 0 finds nothing.
+        rows: as they come.
+        order: their numbers by event time; rows of equal time in the order that decides between them.
     """
 
-    def __init__(self, rows: pl.DataFrame, groups: Ints, asked: Asked) -> None:
+    def __init__(self, rows: pl.DataFrame, order: Ints) -> None:
         self.rows = rows
-        self._height = max(1, rows.height)
-        placed = groups * self._height + np.arange(rows.height)
-        # A place holds both group and row, so plain sorting of numbers is stable and gives both back.
-        self._places = np.sort(placed[groups >= 0])
-        self.order: Ints = self._places % self._height
-        self._asked = asked
-        self._bases = asked.sorted * self._height
+        self.order = order
         self._columns: dict[str, Column] = {}
 
     def before(self, ranks: Ints) -> Ints:
         """Where each event's group ends in the layout, were it cut behind the first `ranks` rows."""
-        places = self._bases + ranks[self._asked.order]
-        places[self._asked.is_none] = 0
-        found = np.empty_like(ranks)
-        found[self._asked.order] = np.searchsorted(self._places, places)
-        return found
+        return ranks
 
     def newest(self, low: Ints, high: Ints, columns: Mapping[str, pl.Expr]) -> pl.DataFrame:
         """Of each slice the last row, as these columns; nulls where the slice is empty."""
@@ -106,9 +96,48 @@ class Layout:
     def column(self, name: str) -> Column:
         """A column's values in the order of the layout."""
         if name not in self._columns:
-            starts = np.flatnonzero(np.diff(self._places // self._height, prepend=_NO_GROUP))
-            self._columns[name] = Column(self.rows.get_column(name), self.order, starts)
+            self._columns[name] = Column(self.rows.get_column(name), self)
         return self._columns[name]
+
+    def starts(self) -> Ints:
+        """Where each group begins."""
+        return np.zeros(min(1, len(self.order)), np.int64)
+
+
+class Grouped(Layout):
+    """Rows of a source, group by group, each in the order of event time.
+
+    Args:
+        rows: as they come.
+        order: their numbers by event time; rows of equal time in the order that decides between them.
+        groups: of each row in that order; those below 0 are left out.
+        asked: groups of the events; one below 0 finds nothing.
+    """
+
+    def __init__(self, rows: pl.DataFrame, order: Ints, groups: Ints, asked: Asked) -> None:
+        # A place holds both group and row, so plain sorting of numbers is stable and gives both back.
+        self._row_bits = rows.height.bit_length()
+        most = max(int(groups.max(initial=0)), int(asked.sorted.max(initial=0))) + 1
+        # Half the bytes are searched in two thirds of the time.
+        self._kind = np.int32 if most << self._row_bits <= np.iinfo(np.int32).max else np.int64
+        placed = groups.astype(self._kind) << self._row_bits
+        placed |= np.arange(rows.height, dtype=self._kind)
+        self._places = np.sort(placed[groups >= 0])
+        super().__init__(rows, order[self._places & ((1 << self._row_bits) - 1)])
+        self._asked = asked
+        self._bases = asked.sorted.astype(self._kind) << self._row_bits
+
+    def before(self, ranks: Ints) -> Ints:
+        """See `Layout`."""
+        places = self._bases + ranks.astype(self._kind)[self._asked.order]
+        places[self._asked.is_none] = 0
+        found = np.empty_like(ranks)
+        found[self._asked.order] = np.searchsorted(self._places, places)
+        return found
+
+    def starts(self) -> Ints:
+        """See `Layout`."""
+        return np.flatnonzero(np.diff(self._places >> self._row_bits, prepend=_NO_GROUP))
 
 
 class Column:
@@ -118,20 +147,19 @@ class Column:
 
     Args:
         values: of the source's rows.
-        order: the rows in the order of the layout.
-        starts: where in the layout each group begins.
+        layout: where those rows stand.
     """
 
-    def __init__(self, values: pl.Series, order: Ints, starts: Ints) -> None:
+    def __init__(self, values: pl.Series, layout: Layout) -> None:
         self._dtype = values.dtype
         self._source = values
-        self._order = order
-        laid_out = values.cast(pl.Float64).to_numpy()[order]
+        self._layout = layout
+        laid_out = values.cast(pl.Float64).to_numpy()[layout.order]
         self._holds = np.isfinite(laid_out)
         whole = bool(self._holds.all())
         if not whole:
             laid_out = np.where(self._holds, laid_out, 0.0)
-        self._sums = _Sums(laid_out, starts)
+        self._sums = _Sums(laid_out, layout.starts)
         self._counts = None if whole else _running(self._holds.astype(np.int64))
         self._tables: dict[str, list[NDArray[Any]]] = {}
 
@@ -165,7 +193,7 @@ class Column:
         if longest == 0:
             return pl.Series([None] * len(low), dtype=self._dtype)
         stacked = np.concatenate(self._table(how, pick, longest))
-        height = len(self._order)
+        height = len(self._holds)
         # Two runs of the greatest power of two that fits cover a slice from its both ends.
         level = np.frexp(np.maximum(width, 1).astype(np.float64))[1] - 1
         first = np.minimum(low, height - 1)
@@ -181,7 +209,7 @@ class Column:
         if how not in self._tables:
             kind = np.int64 if self._dtype.is_integer() else np.float64
             values = self._source.cast(pl.Int64 if kind is np.int64 else pl.Float64).fill_null(0)
-            laid_out = values.to_numpy()[self._order].astype(kind)
+            laid_out = values.to_numpy()[self._layout.order].astype(kind)
             self._tables[how] = [np.where(self._holds, laid_out, _no_value(kind, how)).astype(kind)]
         table = self._tables[how]
         while (1 << len(table)) <= longest:
@@ -207,14 +235,14 @@ class _Sums:
     digits from the next: then each group has its own.
     """
 
-    def __init__(self, values: Floats, starts: Ints) -> None:
+    def __init__(self, values: Floats, starts: Callable[[], Ints]) -> None:
         self.between: Callable[[Ints, Ints], Floats]
         if float(np.abs(values).sum()) <= _LARGEST_TOTAL:
             self._running = _running(values)
             self.between = self._over_all
         else:
             # Sums up to and with each row of its own group: one place more, for slices at the very end.
-            own = [np.cumsum(group) for group in np.split(values, starts[1:])] if len(values) else []
+            own = [np.cumsum(group) for group in np.split(values, starts()[1:])] if len(values) else []
             self._through = np.concatenate([*own, [0.0]])
             self._values = np.append(values, 0.0)
             self.between = self._by_group

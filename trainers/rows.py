@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from infra.dataset import Dataset
-from infra.point_in_time import LABEL_TIME, PLACE, examples
+from infra.point_in_time import LABEL_TIME, examples
+from infra.row_order import PLACE
 from infra.selection import select
 from schemas.errors import Rejected
 from schemas.job import DatasetRange, Experiment

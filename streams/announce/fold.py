@@ -112,6 +112,7 @@ class Announcer:
         self._configuration = configuration_sha256
         self._source = f"/tidemill/{pipeline.name}"
         self._remembered = columns_to_remember(pipeline)
+        self._nothing = {topic: pl.DataFrame(schema=columns) for topic, columns in self._remembered.items()}
         self._profiling = profiling(pipeline, list(source_schema(pipeline.source)))
 
     def apply(self, commit: Commit) -> list[Announced]:
@@ -188,7 +189,7 @@ class Announcer:
         """Feature rows. Those that look further back than the tail goes are computed from the dataset."""
         progress, horizon_ms = self.progress, self.pipeline.horizon_ms()
         reaches = pl.col("_time") - horizon_ms >= progress.tail_from_ms
-        tails = {t: progress.tail.get(t, pl.DataFrame(schema=c)) for t, c in self._remembered.items()}
+        tails = self._nothing | progress.tail
         parts = [compute(ready.filter(reaches), tails, self.spec)]
         old = ready.filter(~reaches).with_columns(self.pipeline.window.start(pl.col("_time")).alias("_start"))
         for (start_ms,), rows in sorted(old.partition_by("_start", as_dict=True).items()):
@@ -247,7 +248,7 @@ class Announcer:
         """
         progress, horizon_ms = self.progress, self.pipeline.horizon_ms()
         recent = [t.window for t in turns if t.panes[0].start_ms - horizon_ms >= progress.tail_from_ms]
-        tails = {t: progress.tail.get(t, pl.DataFrame(schema=c)) for t, c in self._remembered.items()}
+        tails = self._nothing | progress.tail
         found = self._profiled(recent, tails)
         within_ms = self.spec.label.within_ms if self.spec.label else 0
         for turn in turns:

@@ -60,8 +60,11 @@ def merge(*accounts: Account) -> Account:
 
 
 def _add(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    some = [each for each in counts if each]
+    if len(some) < 2:
+        return dict(sorted(some[0].items())) if some else {}
     total: Counter[str] = Counter()
-    for each in counts:
+    for each in some:
         total.update(each)
     return dict(sorted(total.items()))
 
@@ -81,11 +84,15 @@ def merge_sums(parts: list[Sums]) -> Sums:
 
 def moments(sums: Sums) -> Moments:
     """Mean and sum of squared deviations, each rounded once from its exact value."""
-    total = real(sums.total)
+    # In whole numbers over a power of two: the quotient of two whole numbers is rounded once.
+    total, over = real(sums.total)
+    squared, squared_over = real(sums.squares)
+    m2_over = max(over * over, squared_over)
+    m2 = sums.count * squared * (m2_over // squared_over) - total * total * (m2_over // (over * over))
     return Moments(
         count=sums.count,
-        mean=float(total / sums.count),
-        m2=float(max(real(sums.squares) - total * total / sums.count, 0)),
+        mean=total / (sums.count * over),
+        m2=max(m2, 0) / (sums.count * m2_over),
         min=sums.min,
         max=sums.max,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +33,11 @@ def exact(parts: Iterable[float]) -> Exact:
     return tuple(found)
 
 
-def real(total: Exact) -> Fraction:
-    """The number itself."""
-    return sum(map(Fraction, total), Fraction())
+def real(total: Exact) -> tuple[int, int]:
+    """The number itself, as a whole number over a power of two."""
+    parts = [part.as_integer_ratio() for part in total]
+    over = max((below for _, below in parts), default=1)
+    return sum(above * (over // below) for above, below in parts), over
 
 
 def group_sums(values: Floats, starts: NDArray[np.intp]) -> list[Floats]:

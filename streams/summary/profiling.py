@@ -9,6 +9,7 @@ import polars as pl
 
 from infra.lookback import lookback_tags
 from infra.point_in_time import compute, with_labels
+from infra.row_order import in_order
 from schemas.features import FeatureSpec
 from schemas.profile import Profile
 from schemas.window import Window
@@ -66,7 +67,7 @@ class Profiling:
         if label is not None and label.source in sources:
             # The label's column may have the name of one of these, which is null here.
             rows = with_labels(rows.drop(label.column, strict=False), sources[label.source], label)
-        rows = rows.sort("_time", "_partition", "_offset", "_row")
+        rows = in_order(rows)
         if self.computed:
             features = compute(rows, sources, self.spec).select(self.computed)
             rows = pl.concat([rows.drop(self.computed, strict=False), features], how="horizontal")

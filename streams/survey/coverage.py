@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from infra.dataset import Dataset
-from infra.point_in_time import ORDER
+from infra.row_order import in_order
 from schemas.features import FeatureSpec
 from schemas.window import Window
 
@@ -99,7 +99,7 @@ def coverage(
 def _by_key(labels: pl.DataFrame, key: str, column: str) -> pl.DataFrame:
     """By key when the first label came, whether it says anything, and whether all say the same."""
     return (
-        labels.sort(ORDER)
+        in_order(labels)
         .group_by(key, maintain_order=True)
         .agg(
             _came=pl.col("_time").first(),
