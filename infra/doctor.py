@@ -139,7 +139,12 @@ def disk(settings: Settings) -> Check:
 def ports(settings: Settings) -> Iterator[Check]:
     """Each port that the settings fix is free, or held by our own running broker."""
     ours = running_on(settings.paths.kafka)
-    fixed = {"store.port": settings.store.port, "worker.web_port": settings.worker.web_port}
+    fixed = {
+        "store.port": settings.store.port,
+        "worker.web_port": settings.worker.web_port,
+        "worker.metrics_port": settings.worker.metrics_port,
+        "trainer.metrics_port": settings.trainer.metrics_port,
+    }
     if not settings.kafka.bootstrap_servers:
         fixed = {"broker.port": settings.broker.port, **fixed}
     for name, port in fixed.items():

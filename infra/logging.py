@@ -22,11 +22,13 @@ CHATTY = ("aiokafka", "faust", "mode", "httpx", "httpcore", "urllib3", "asyncio"
 """Libraries whose `info` says nothing that an operator of Tidemill needs."""
 
 
-def configure(settings: Log, *, part: str, file: Path | None = None, stream: TextIO | None = None) -> None:
+def configure(
+    settings: Log, *, part: str, file: Path | None = None, stream: TextIO | None = None
+) -> list[logging.Handler]:
     """Send this process's log to `stream` (default: stderr) and, as JSON lines, to a file.
 
     `part` is on every line: worker, trainer, … `file` is used if the settings name none. The last call
-    holds. Raises OSError if the file cannot be written.
+    holds. Gives the root logger's new handlers. Raises OSError if the file cannot be written.
     """
     stream = sys.stderr if stream is None else stream
     on_terminal = stream is not None and stream.isatty()  # a daemon has no stderr
@@ -72,6 +74,7 @@ def configure(settings: Log, *, part: str, file: Path | None = None, stream: Tex
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,  # a module may log before this call
     )
+    return handlers
 
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -28,6 +28,7 @@ from .settings_model import (
     Doctor,
     Kafka,
     Log,
+    Metrics,
     Page,
     Paths,
     SchemaRegistry,
@@ -50,6 +51,7 @@ __all__ = [
     "Trainer",
     "Store",
     "Page",
+    "Metrics",
     "Log",
     "Doctor",
 ]

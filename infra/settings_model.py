@@ -159,6 +159,8 @@ class Worker(_Section):
     polars_threads: PositiveInt = 2
     web_port: Port | None = None
     """Faust's web server on the loopback interface; unset: none."""
+    metrics_port: Port | None = None
+    """Where `/metrics`, `/live` and `/ready` are served, on `metrics.host`; 0: a free one, unset: nowhere."""
     model_stores: tuple[str, ...] = ()
     """Base addresses of artifact stores, for models that tag rows. Empty: the trainer's own store, if its
     address is set."""
@@ -203,6 +205,8 @@ class Trainer(_Section):
     """Before the second attempt; doubled with each further one, up to a minute."""
     yield_grace_s: PositiveFloat = 5.0
     """How long a job that is to make room may take to keep its state."""
+    metrics_port: Port | None = None
+    """Where `/metrics`, `/live` and `/ready` are served, on `metrics.host`; 0: a free one, unset: nowhere."""
 
 
 class Store(_Section):
@@ -270,6 +274,17 @@ class Page(_Section):
     """Browsers that are served live at once."""
 
 
+class Metrics(_Section):
+    """Metrics and probes of worker and trainer, each on a port of its own (`worker.metrics_port`, …)."""
+
+    host: str = "127.0.0.1"
+    """The address to serve on; nothing secret is served, but nobody is asked who he is either."""
+    patience_ms: PositiveInt = 5_000
+    """An event loop that does not turn for so long is stuck: `/live` says 503."""
+    contact_ms: PositiveInt = 15_000
+    """A cluster that has not answered for so long is away: `/ready` says 503."""
+
+
 class Log(_Section):
     """Tidemill's own log."""
 
@@ -305,6 +320,7 @@ class Settings(BaseSettings):
     trainer: Trainer = Field(default_factory=Trainer)
     store: Store = Field(default_factory=Store)
     page: Page = Field(default_factory=Page)
+    metrics: Metrics = Field(default_factory=Metrics)
     log: Log = Field(default_factory=Log)
     doctor: Doctor = Field(default_factory=Doctor)
 

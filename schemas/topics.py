@@ -370,6 +370,11 @@ def apart() -> Iterator[None]:
         _OWN.update(before)
 
 
+def all_declared() -> tuple[Topic, ...]:
+    """`TOPICS`, and those that a pipeline has declared by `declare`."""
+    return (*TOPICS, *_OWN.values())
+
+
 def declared(name: str) -> Topic | None:
     """The topic of that name, here or by `declare`; None if there is none."""
     return next((t for t in TOPICS if t.name == name), _OWN.get(name))

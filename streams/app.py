@@ -5,7 +5,8 @@ Settings come from `infra.settings` (file and environment); `worker.pipeline` na
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+import logging
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import faust
@@ -15,7 +16,12 @@ from faust.types import TP
 from infra import settings as configuration
 from infra.kafka.connection import Connection, connect_to
 from infra.kafka.reach import await_cluster
+from infra.kafka.topics import partitions_of
+from infra.logging import configure
+from infra.observe.instruments import Instruments
+from infra.observe.server import ObserveServer
 from infra.settings_model import Settings
+from schemas.errors import InvalidConfiguration
 from streams.by_model import Following
 from streams.check.pipeline import refuse_mistakes
 from streams.decode.schema_registry import writers_for
@@ -38,6 +44,7 @@ class StreamApp(faust.App):
 
     worker: StreamWorker
     patience_s: float
+    observe: ObserveServer | None = None
     failure: BaseException | None = None
 
     async def positions(self, assigned: Set[TP]) -> Mapping[TP, int]:
@@ -55,15 +62,29 @@ class StreamApp(faust.App):
 
     async def on_start(self) -> None:
         """Start the worker before the consumer asks it for positions."""
+        if self.observe is not None:
+            await self.observe.start()
         await super().on_start()
         await await_cluster(self.worker.connection, patience_s=self.patience_s)
+        await self._find_topics()
         await self.worker.start(self.fail)
+
+    async def _find_topics(self) -> None:
+        """Raises InvalidConfiguration where the cluster lacks a topic that the pipeline reads."""
+        there = await partitions_of(self.worker.connection)
+        if missing := [topic for topic in self.worker.pipeline.sources() if topic not in there]:
+            raise InvalidConfiguration(
+                f"there is no topic {', '.join(missing)} on the cluster; `tidemill topics --create` makes "
+                "those that are declared, with --pipeline FILE also those of a pipeline"
+            )
 
     async def on_stop(self) -> None:
         """Stop the consumer first: nothing arrives any more, then what is in flight ends."""
         self.worker.stopping()
         await super().on_stop()
         await self.worker.stop()
+        if self.observe is not None:
+            await self.observe.stop()
 
     async def fail(self, error: BaseException) -> None:
         """A part of the worker died: stop the process rather than go on without it."""
@@ -72,8 +93,18 @@ class StreamApp(faust.App):
         await self.crash(error)
 
 
-def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> StreamApp:
-    """The app of one pipeline against one cluster."""
+def create_app(
+    settings: Settings,
+    connection: Connection,
+    loaded: Loaded,
+    *,
+    log_handlers: Sequence[logging.Handler] | None = None,
+) -> StreamApp:
+    """The app of one pipeline against one cluster.
+
+    Args:
+        log_handlers: where Faust's worker command sends the log; None: as Faust likes.
+    """
     register()
     pipeline, options = loaded.pipeline, settings.worker
     refuse_mistakes(pipeline)
@@ -98,8 +129,12 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
         web_bind="127.0.0.1",
         origin="streams",
         autodiscover=False,
+        loghandlers=list(log_handlers or ()),
+        # Faust's command sets the root logger up anew: with this, by nothing but these handlers.
+        logging_config=None if log_handlers is None else {"version": 1, "incremental": True},
     )
     app.patience_s = settings.kafka.patience_s
+    instruments = Instruments("worker")
     app.worker = StreamWorker(
         pipeline,
         dataset_dir=settings.paths.dataset,
@@ -109,7 +144,17 @@ def create_app(settings: Settings, connection: Connection, loaded: Loaded) -> St
         configuration_sha256=loaded.sha256,
         writers=writers_for(pipeline, settings.schema_registry),
         models=_models(settings, connection, pipeline),
+        instruments=instruments,
+        metrics_options=settings.metrics,
     )
+    if options.metrics_port is not None:
+        app.observe = ObserveServer(
+            instruments,
+            app.worker.readiness,
+            options=settings.metrics,
+            port=options.metrics_port,
+            setting="worker.metrics_port",
+        )
 
     @app.agent(app.topic(*pipeline.sources()), name=f"ingest.{pipeline.name}")
     async def ingest(stream: Any) -> None:  # Faust's StreamT knows neither noack() nor what events() yields
@@ -141,7 +186,13 @@ def _models(settings: Settings, connection: Connection, pipeline: Pipeline) -> F
 def from_settings() -> StreamApp:
     """The app that the settings describe."""
     settings = configuration.load()
-    return create_app(settings, connect_to(settings.kafka), load_pipeline(settings.worker.pipeline))
+    handlers = configure(settings.log, part="worker")
+    return create_app(
+        settings,
+        connect_to(settings.kafka),
+        load_pipeline(settings.worker.pipeline),
+        log_handlers=handlers,
+    )
 
 
 def __getattr__(name: str) -> Any:

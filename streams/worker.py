@@ -22,7 +22,10 @@ from aiokafka import AIOKafkaProducer
 from faust.types import TP
 
 from infra.kafka.connection import Connection
-from infra.settings_model import Upkeep
+from infra.observe import metrics
+from infra.observe.instruments import Instruments
+from infra.observe.server import Readiness
+from infra.settings_model import Metrics, Upkeep
 from infra.settings_model import Worker as Options
 from schemas import topics
 from schemas.envelope import wrap
@@ -36,6 +39,7 @@ from streams.ingest import Ingest, Prepared, SiftedBatch, dataset_schema
 from streams.ledger.commit import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
 from streams.ledger.keeper import Keeper
 from streams.ledger.positions import PositionLost, check_position, partition_gone
+from streams.observed import WorkerMetrics
 from streams.pipeline import Pipeline
 from streams.queue import Arrived, FrameQueue
 from streams.transport.frame import Frame
@@ -50,6 +54,8 @@ _SEEK_AGAIN_S = 2.0
 _STALLED_S = 3.0
 # How long a worker that ends waits for commits and announcements in flight.
 _LAST_WORK_S = 10.0
+# How often the partitions' ends are looked at, for the lag that metrics show.
+_LOOK_S = 3.0
 # How often the topics' partitions are looked at, and how long one must be gone before that is believed.
 _COUNT_S = 3.0
 _GONE_S = 10.0
@@ -119,6 +125,8 @@ class StreamWorker:
         configuration_sha256: str = "",
         writers: Writers | None = None,
         models: Following | None = None,
+        instruments: Instruments | None = None,
+        metrics_options: Metrics | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         self.pipeline = pipeline
@@ -148,6 +156,10 @@ class StreamWorker:
         self._gone_since: dict[Partition, float] = {}
         self._stopping = asyncio.Event()
         self._let_all_go = False
+        self._contact_ms = (metrics_options or Metrics()).contact_ms
+        self._has_positions = False
+        self._not_writable = ""
+        self.observed = WorkerMetrics(self, instruments or Instruments("worker"))
         self._tasks: list[asyncio.Task[None]] = []
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
@@ -173,11 +185,23 @@ class StreamWorker:
             self.connection,
             self._outbox,
             configuration_sha256=self._configuration,
+            instruments=self.observed.instruments,
         )
-        keeper = Keeper(self.uri, self.connection, self._upkeep, is_mine=lambda: self._herald.leads)
+        self.observed.herald = self._herald
+        keeper = Keeper(
+            self.uri,
+            self.connection,
+            self._upkeep,
+            is_mine=lambda: self._herald.leads,
+            instruments=self.observed.instruments,
+            pipeline=self.pipeline.name,
+        )
         for topic in self.pipeline.sources():
             self._partitions |= {(topic, n) for n in await self._producer.partitions_for(topic)}
-        for part in (self._sift_forever, self._commit_forever, self._herald.run, self._watch, keeper.run):
+        parts = [self._sift_forever, self._commit_forever, self._herald.run, self._watch, keeper.run]
+        if self.options.metrics_port is not None:
+            parts.append(self._look_at_ends)
+        for part in parts:
             self._tasks.append(asyncio.create_task(self._guarded(part), name=part.__name__))
 
     async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:
@@ -233,6 +257,34 @@ class StreamWorker:
         except TimeoutError:  # an idempotent producer waits for a dead cluster for ever
             log.warning("the cluster has not taken all that was announced; the next worker says it again")
 
+    # ── what it says of itself ──────────────────────────────────────────────────────────────────────
+
+    def contact_age_s(self) -> float:
+        """Seconds since a broker last answered; infinite before the first answer."""
+        return time.monotonic() - self._counted_at if self._counted_at else float("inf")
+
+    def readiness(self) -> Readiness:
+        """Ready is: the cluster answers, positions are taken, and what is read can be committed."""
+        if self._stopping.is_set():
+            return Readiness(False, "the worker is ending")
+        age_s = self.contact_age_s()
+        if age_s * 1000 > self._contact_ms:
+            since = "yet" if age_s == float("inf") else f"for {age_s:.0f} s"
+            return Readiness(False, f"no broker has answered {since}")
+        if not self._has_positions:
+            return Readiness(False, "no positions are taken yet: the group is being shared out")
+        if self._not_writable:
+            return Readiness(False, f"the dataset cannot be written: {self._not_writable}")
+        return Readiness(True)
+
+    async def _look_at_ends(self) -> None:
+        """Where this worker's partitions end, every few seconds; whoever reads the lag wants no more."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(Exception):  # the cluster is away, or the group is being shared out
+                bounds = await self.consumer.bounds({TP(*partition) for partition in self._expected})
+                self.observed.ends = {(tp.topic, tp.partition): end for tp, (_, end) in bounds.items()}
+
     # ── positions ───────────────────────────────────────────────────────────────────────────────────
 
     async def positions(self, assigned: Set[TP]) -> dict[TP, int]:
@@ -253,6 +305,8 @@ class StreamWorker:
             self._herald.lead()
         else:
             self._herald.fall_silent()
+        self.observed.positions = {(tp.topic, tp.partition): start for tp, start in starts.items()}
+        self._has_positions = True
         return starts
 
     async def _take_positions(self, assigned: Set[TP]) -> dict[TP, int]:
@@ -297,6 +351,8 @@ class StreamWorker:
         """Nothing is assigned to this worker: others have it all."""
         self._expected.clear()
         self._herald.fall_silent()
+        self.observed.positions = {}
+        self._has_positions = True  # none: it stands by
 
     # ── frames ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -326,6 +382,7 @@ class StreamWorker:
             return
         self._sought_at[partition] = now
         self.totals.rewinds += 1
+        self.observed.count(metrics.REWINDS)
         log.info("reading again", topic=partition[0], partition=partition[1], at=expected)
         try:
             await self.consumer.seek_back({tp: expected})
@@ -404,6 +461,7 @@ class StreamWorker:
                     await self._one_commit(batch)
             except Fenced as error:
                 self.totals.fenced += 1
+                self.observed.count(metrics.FENCED)
                 log.warning("fenced", error=str(error))
                 await self._start_over()
             except DatasetNotWritable as error:  # and it ends: else it would have been waited out
@@ -450,7 +508,9 @@ class StreamWorker:
                     sifted = await self._sift(frames)
                 prepared = await asyncio.to_thread(self._ingest.finish, sifted)
                 sifted = None
-                self.totals.prepare_s += time.perf_counter() - began
+                took_s = time.perf_counter() - began
+                self.totals.prepare_s += took_s
+                self.observed.took(metrics.PREPARE_SECONDS, took_s)
                 await self._publish_letters(prepared)
                 commit = await self._commit(prepared)
                 if commit is not None:
@@ -465,6 +525,7 @@ class StreamWorker:
         self.totals.events += sum(c.events for c in prepared.counts.values())
         self.totals.rows += prepared.rows.height
         self.totals.dead_letters += len(prepared.dead_letters)
+        self.observed.committed(commit, prepared)
         self._herald.committed(commit)
 
     def _next_in_line(self, frames: Iterable[Frame]) -> list[Frame]:
@@ -523,6 +584,8 @@ class StreamWorker:
             except DatasetNotWritable as error:
                 if self._stopping.is_set():
                     raise
+                self._not_writable = str(error)
+                self.observed.count(metrics.COMMIT_FAILURES)
                 pause_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
                 log.error("cannot commit, will try again", error=str(error), in_s=pause_s)
                 with contextlib.suppress(TimeoutError):
@@ -530,8 +593,11 @@ class StreamWorker:
                         await self._stopping.wait()
                 attempt += 1
             else:
+                self._not_writable = ""
+                took_s = time.perf_counter() - began
                 self.totals.commits += 1
-                self.totals.commit_s += time.perf_counter() - began
+                self.totals.commit_s += took_s
+                self.observed.took(metrics.COMMIT_SECONDS, took_s)
                 return Commit(version, metadata, prepared.by_source)
 
     async def _say_idle(self, silent: set[Partition]) -> None:
@@ -557,4 +623,5 @@ class StreamWorker:
             except Fenced:
                 return  # somebody else owns one of them, and reads it
         if commit is not None:
+            self.observed.committed(commit, empty)
             self._herald.committed(commit)

@@ -66,6 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def test_sigterm_ends_it_cleanly(run: Run) -> None:
     assert run.exit_codes == [0, 0]
+    assert '"exception"' not in run.worker.log()
     assert "Traceback" not in run.worker.log()
 
 

@@ -159,6 +159,7 @@ def test_two_workers_share_the_work_and_a_frozen_one_is_fenced(cluster: Cluster,
         assert one.end() == 0
     assert_exactly_once(outcome)
     assert_announced_whole(outcome)
+    assert '"exception"' not in two.log()
     assert "Traceback" not in two.log()
 
 

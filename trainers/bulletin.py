@@ -19,11 +19,14 @@ from aiokafka.structs import TopicPartition
 
 from infra.kafka.connection import Connection
 from infra.logging import logger
+from infra.observe import metrics
+from infra.observe.instruments import Instruments
 from schemas import topics
-from schemas.contract import Announcement
+from schemas.contract import Announcement, type_of
 from schemas.envelope import Envelope, NotAnAnnouncement, open_record, unwrap, wrap
 from schemas.errors import Rejected, Retryable
-from schemas.model import CurrentModel
+from schemas.job import JobEvent, JobSucceeded
+from schemas.model import CurrentModel, ModelPublished, ModelRefused
 from schemas.signature import TrustedKeys
 from trainers.registry import Registry
 
@@ -37,6 +40,8 @@ _HOPELESS = (
 )
 _AGAIN_AFTER_S = 1.0
 _POLL_MS = 200
+_CONTACT_S = 3.0
+_ANSWER_S = 10.0
 
 log = logger(__name__)
 
@@ -55,8 +60,12 @@ class Bulletin:
         *,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
         trusted: TrustedKeys | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
         self.registry = Registry()
+        self.has_caught_up = False
+        self._instruments = instruments or Instruments("trainer")
+        self._answered_at: float | None = None
         self._trusted = trusted
         self.changed = asyncio.Event()
         self._connection = connection
@@ -67,6 +76,7 @@ class Bulletin:
         self._at: dict[TopicPartition, int] = {}
         self._moved = asyncio.Condition()
         self._following: asyncio.Task[None] | None = None
+        self._in_contact: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Read all that the topics hold, then go on following them."""
@@ -82,6 +92,22 @@ class Bulletin:
         await self._consumer.seek_to_beginning(*tps)
         self._following = asyncio.create_task(self._follow())
         await self.caught_up()
+        self.has_caught_up = True
+        self._in_contact = asyncio.create_task(self._keep_contact())
+
+    async def _keep_contact(self) -> None:
+        """Know whether the cluster answers: following a dead one looks like following a quiet one."""
+        assert self._consumer is not None
+        while True:
+            await asyncio.sleep(_CONTACT_S)
+            with contextlib.suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(_ANSWER_S):
+                    await self._consumer.end_offsets(list(self._consumer.assignment()))
+                self._answered_at = time.monotonic()
+
+    def contact_age_s(self) -> float:
+        """Seconds since a broker last answered; infinite before the first answer."""
+        return float("inf") if self._answered_at is None else time.monotonic() - self._answered_at
 
     async def _follow(self) -> None:
         assert self._consumer is not None
@@ -120,6 +146,7 @@ class Bulletin:
         while True:
             try:
                 ends = await self._consumer.end_offsets(list(self._consumer.assignment()))
+                self._answered_at = time.monotonic()
                 break
             except KafkaError as error:
                 log.warning("cannot ask where the topics end, will try again", error=repr(error))
@@ -152,9 +179,24 @@ class Bulletin:
                 if self._producer is producer:
                     await self._drop_producer()
                 await asyncio.sleep(_AGAIN_AFTER_S)
+        self._count(topic, event)
         # Noted here too: the next decision need not wait for the topic's echo.
         self.registry.note(topic, event)
         self.changed.set()
+
+    def _count(self, topic: str, event: Announcement) -> None:
+        count = self._instruments.count
+        match event:
+            case JobEvent():
+                count(metrics.JOB_EVENTS, 1, type_of(type(event)).split(".")[-2])
+                if isinstance(event, JobSucceeded):
+                    self._instruments.took(metrics.TRAINING_SECONDS, event.train_s)
+            case ModelPublished() if topic == topics.MODELS.name:
+                count(metrics.MODELS, 1, event.name, "published")
+            case ModelRefused():
+                count(metrics.MODELS, 1, event.name, "refused")
+            case _:
+                pass
 
     async def _a_producer(self) -> AIOKafkaProducer:
         async with self._producing:
@@ -185,9 +227,10 @@ class Bulletin:
 
     async def stop(self) -> None:
         """Let go of the cluster."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        for task in (self._in_contact, self._following):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._consumer is not None:
             await self._consumer.stop()
         await self._drop_producer()

@@ -94,7 +94,7 @@ class Standby:
     """Keeps one warm process, from which every job is forked."""
 
     def __init__(self, log_file: Path) -> None:
-        self._log_file = log_file
+        self.log_file = log_file
         self._jobs: dict[int, JobProcess] = {}
         self._serial = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -107,14 +107,21 @@ class Standby:
         """Process id of the warm process; 0 before it was started."""
         return self._process.pid if self._process else 0
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether jobs can be forked at once."""
+        if self._listening is None or self._listening.done() or self._warm is None:
+            return False
+        return self._warm.done() and not self._warm.cancelled()
+
     async def start(self) -> None:
         """Start it, if it does not run; it warms up by itself."""
         if self._listening is not None and not self._listening.done():
             return
         await self.stop()
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
-        with theirs, self._log_file.open("ab") as log:
+        with theirs, self.log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -164,7 +171,7 @@ class Standby:
             if not self._warm.cancelled():
                 raise
             raise StandbyDied(
-                f"the trainer's warm process ended before it was ready; its log {self._log_file} says why"
+                f"the trainer's warm process ended before it was ready; its log {self.log_file} says why"
             ) from None
 
     async def begin(self, log_file: Path) -> JobProcess:

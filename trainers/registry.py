@@ -179,6 +179,10 @@ class Registry:
         if known is None or version > known.manifest.version:
             self._newest[event.name] = event
 
+    def names(self) -> list[str]:
+        """Names of the models that there are."""
+        return list(self._newest)
+
     def champion(self, name: str) -> Manifest | None:
         """The live model of a name."""
         event = self._newest.get(name)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,6 +16,8 @@ from infra.kafka.connection import Connection
 from infra.kafka.reach import ClusterUnreachable
 from infra.kafka.topics import ensure
 from infra.logging import logger
+from infra.observe.instruments import Instruments
+from infra.observe.server import ObserveServer, Readiness
 from infra.settings import Settings
 from schemas.errors import InvalidConfiguration
 from trainers.bulletin import FOLLOWED
@@ -37,24 +40,66 @@ async def run_trainer(settings: Settings, connection: Connection) -> None:
         ClusterUnreachable: no broker answers, also after `kafka.patience_s`.
     """
     with _alone(settings.paths.jobs):
-        await await_topics(settings, connection)
-        stores = Stores.of(settings)
-        server, address = None, stores.address
-        if address is None:
-            server = StoreServer(
-                settings.paths.artifacts,
-                host=settings.store.host,
-                port=settings.store.port,
-                public_url=settings.store.public_url,
-            )
-            address = await server.start()
-        trainer = Trainer(settings, connection, store_url=address, stores=stores)
-        try:
-            await _until_told(_work(trainer))
-        finally:
-            await trainer.stop()
-            if server is not None:
-                await server.stop()
+        async with _observed(settings) as observed:
+            await _run(settings, connection, observed)
+
+
+@dataclass
+class _Observed:
+    """What is served from the first moment on, and what it comes to be read of."""
+
+    instruments: Instruments
+    trainer: Trainer | None = None
+
+    def readiness(self) -> Readiness:
+        if self.trainer is None:
+            return Readiness(False, "the cluster's topics are not reached yet")
+        return self.trainer.readiness()
+
+
+@contextlib.asynccontextmanager
+async def _observed(settings: Settings) -> AsyncIterator[_Observed]:
+    """Metrics and probes, where a port is set for them."""
+    observed = _Observed(Instruments("trainer"))
+    if (port := settings.trainer.metrics_port) is None:
+        yield observed
+        return
+    server = ObserveServer(
+        observed.instruments,
+        observed.readiness,
+        options=settings.metrics,
+        port=port,
+        setting="trainer.metrics_port",
+    )
+    await server.start()
+    try:
+        yield observed
+    finally:
+        await server.stop()
+
+
+async def _run(settings: Settings, connection: Connection, observed: _Observed) -> None:
+    await await_topics(settings, connection)
+    stores = Stores.of(settings)
+    server, address = None, stores.address
+    if address is None:
+        server = StoreServer(
+            settings.paths.artifacts,
+            host=settings.store.host,
+            port=settings.store.port,
+            public_url=settings.store.public_url,
+        )
+        address = await server.start()
+    trainer = Trainer(
+        settings, connection, store_url=address, stores=stores, instruments=observed.instruments
+    )
+    observed.trainer = trainer
+    try:
+        await _until_told(_work(trainer))
+    finally:
+        await trainer.stop()
+        if server is not None:
+            await server.stop()
 
 
 async def await_topics(settings: Settings, connection: Connection) -> None:

@@ -23,6 +23,8 @@ from aiokafka.errors import KafkaError
 
 from infra.kafka.connection import Connection
 from infra.logging import correlated, logger
+from infra.observe.instruments import Instruments
+from infra.observe.server import Readiness
 from infra.settings import Settings
 from schemas import topics
 from schemas.errors import InvalidConfiguration, Rejected, Retryable
@@ -39,6 +41,7 @@ from trainers.conclusion import Conclusion, conclude, read_back, write_down
 from trainers.devices import Survey, survey
 from trainers.keys import KeyFolder
 from trainers.memory import own_bytes
+from trainers.observed import read_by
 from trainers.process import Standby, StandbyDied
 from trainers.publishing import publishing
 from trainers.registry import in_queue
@@ -77,11 +80,15 @@ class Trainer:
         store_url: str,
         stores: Stores | None = None,
         look_at_gpus: Callable[[], Survey] = _ask_nvml,
+        instruments: Instruments | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         self.keys = KeyFolder(settings.paths.signing_keys)
         self.keys.ensure()
-        self.bulletin = Bulletin(connection, now_ms=now_ms, trusted=self.keys.trusted())
+        instruments = instruments or Instruments("trainer")
+        self.bulletin = Bulletin(
+            connection, now_ms=now_ms, trusted=self.keys.trusted(), instruments=instruments
+        )
         self.registry = self.bulletin.registry
         self.tell = Telling(
             self.bulletin, now_ms=now_ms, progress_interval_ms=settings.trainer.progress_interval_ms
@@ -110,10 +117,12 @@ class Trainer:
         self._tunings: dict[str, Tuning] = {}
         self._keys: dict[str, str] = {}
         self._inherited_bytes = 0
-        self._faults: tuple[str, ...] = ()
+        self._contact_ms = settings.metrics.contact_ms
+        self.survey = Survey()
         self._planned_at = (-1, -1, 0.0)
         self._ends = 0
         self._concluding = asyncio.Lock()
+        read_by(self, instruments, now_ms=now_ms)
 
     async def start(self) -> None:
         """Read what the topics know, and finish saying what a crash cut off. Warms up in the background.
@@ -135,6 +144,25 @@ class Trainer:
             if conclusion is not None:
                 await self._announce(conclusion)
         log.info("trainer is up", store=self._store_url, open_jobs=len(self.registry.open_jobs()))
+
+    def readiness(self) -> Readiness:
+        """Ready is: the cluster answers, its topics are read, and there is a process to fork jobs from."""
+        if not self.bulletin.has_caught_up:
+            return Readiness(False, "the topics are not read yet")
+        age_s = self.bulletin.contact_age_s()
+        if age_s * 1000 > self._contact_ms:
+            return Readiness(False, f"no broker has answered for {age_s:.0f} s")
+        if not self.standby.is_warm:
+            return Readiness(False, f"no process for jobs yet; its log is {self.standby.log_file}")
+        return Readiness(True)
+
+    def at_work(self) -> int:
+        """How many jobs are at work."""
+        return len(self._running)
+
+    def begun(self) -> Set[str]:
+        """Jobs that are cared for now: at work, or being concluded."""
+        return self._tasks.keys()
 
     async def run(self) -> None:
         """Admit and run jobs until cancelled."""
@@ -224,8 +252,8 @@ class Trainer:
     def _note_devices(self, found: Survey) -> None:
         known = {gpu.uuid: gpu for gpu in (*self._host.known_gpus, *found.gpus)}
         self._host = replace(self._host, known_gpus=tuple(known.values()))
-        if found.faults != self._faults:
-            self._faults = found.faults
+        before, self.survey = self.survey, found
+        if found.faults != before.faults:
             log.warning("GPUs do not answer", faults=found.faults)
 
     def _host_now(self) -> Host:

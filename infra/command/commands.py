@@ -15,7 +15,6 @@ import typer
 from rich.table import Table
 
 from infra.command.app import answers, app, console, settings
-from schemas.errors import InvalidConfiguration
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
@@ -51,14 +50,16 @@ def up(
     from infra.kafka.topics import ensure
     from infra.page.service import whereabouts
     from infra.supervisor import Supervised, Supervisor, tidemill
-    from schemas.topics import TOPICS
+    from schemas.topics import all_declared
+    from streams.load import load_pipeline
     from trainers.keys import KeyFolder
 
     configured = settings()
+    load_pipeline(pipeline or configured.worker.pipeline)  # and with it the topics that it declares
     KeyFolder(configured.paths.signing_keys).ensure()
     environment = {"TIDEMILL_WORKER__PIPELINE": pipeline} if pipeline else {}
     with open_cluster(configured, console=console) as connection, Supervisor() as supervisor:
-        asyncio.run(ensure(TOPICS, connection))
+        asyncio.run(ensure(all_declared(), connection))
         environment["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
         environment["TIDEMILL_PATHS__HOME"] = str(configured.paths.home)
         parts = ["trainer", "worker"]
@@ -131,7 +132,7 @@ def worker(
     if pipeline is not None:
         os.environ["TIDEMILL_WORKER__PIPELINE"] = pipeline
     configured = settings()
-    configure(configured.log, part="worker")
+    configure(configured.log, part="worker")  # what is said before Faust's own command is
     from streams.run import run
 
     sys.exit(run(configured, context.args))
@@ -201,21 +202,39 @@ def config(as_json: Json = False) -> None:
 @app.command()
 def topics(
     create: Annotated[bool, typer.Option(help="Create on the cluster what is missing.")] = False,
+    pipeline: Annotated[
+        str | None, typer.Option(help="Module or file of a pipeline that declares topics of its own.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """List the declared topics; with --create, make them so and compare those that exist."""
-    from infra.kafka.cluster import find_cluster
+    from infra.command.cluster import the_cluster
     from infra.kafka.topics import ensure
-    from schemas.topics import TOPICS
+    from schemas.topics import all_declared
+    from streams.load import load_pipeline
 
+    if pipeline is not None:
+        load_pipeline(pipeline)
+    declared = all_declared()
     if create:
-        connection = find_cluster(settings())
-        if connection is None:
-            raise InvalidConfiguration(
-                "no broker runs here; start one by `tidemill up`, or name your cluster"
+        configured = settings()
+        made = asyncio.run(
+            ensure(
+                declared,
+                the_cluster(configured),
+                replication_factor=configured.kafka.replication_factor,
             )
-        asyncio.run(ensure(TOPICS, connection))
+        )
+        console.print(f"{len(made)} topics are created, {len(declared) - len(made)} were there")
+    if as_json:
+        rows = [
+            {"topic": t.name, "partitions": t.partitions, "key": t.key, "purpose": t.purpose}
+            for t in declared
+        ]
+        print(json.dumps({"topics": rows}))
+        return
     table = Table("topic", "partitions", "key", "purpose")
-    for topic in TOPICS:
+    for topic in declared:
         table.add_row(topic.name, str(topic.partitions), topic.key, topic.purpose)
     answers.print(table)
 

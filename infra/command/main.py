@@ -14,6 +14,7 @@ from infra.command import (
     keys,  # noqa: F401
     lab,  # noqa: F401
     lineage,  # noqa: F401
+    metrics,  # noqa: F401
     models,  # noqa: F401
     page,  # noqa: F401
     redrive,  # noqa: F401

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from infra.kafka.batches import Header, send_batches
 from infra.kafka.cluster import find_cluster
 from infra.kafka.connection import Connection
+from infra.kafka.topics import partitions_of
 from infra.push.encode import Encoder, Form, Records
 from infra.push.journal import Journal
 from infra.push.resume import arrived, ends_of
@@ -83,6 +84,11 @@ async def push_file(
     if connection is None:
         raise InvalidConfiguration("no broker runs here; start one by `tidemill up`, or name your cluster")
     source = open_source(file)
+    if topic not in await partitions_of(connection):
+        raise InvalidConfiguration(
+            f"there is no topic {topic} on the cluster; `tidemill topics --create` makes those that are "
+            "declared, with --pipeline FILE also those of a pipeline"
+        )
     push = _Push(connection, declared, source, form)
     producer = AIOKafkaProducer(
         **connection.client_arguments(),

@@ -40,10 +40,11 @@ ROWS_PER_RECORD = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """One record to publish: where, and what."""
+    """One record to publish: where, and what; `said` is the announcement itself, where it is one."""
 
     topic: str
     envelope: Envelope
+    said: Announcement | None = None
 
 
 @dataclass(slots=True)
@@ -348,6 +349,7 @@ class Announcer:
                 time_ms=commit.time_ms,
                 extensions=self._extensions(commit),
             ),
+            announcement,
         )
 
     def _extensions(self, commit: Commit) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -16,8 +17,12 @@ from aiokafka.errors import KafkaError
 
 from infra.dataset import Dataset
 from infra.kafka.connection import Connection
+from infra.observe import metrics
+from infra.observe.instruments import Instruments
 from schemas import topics
+from schemas.decision import Decision
 from schemas.envelope import wrap
+from schemas.window import WindowAmended, WindowClosed
 from streams.announce.fold import Announced, Announcer, Commit
 from streams.announce.log import is_committed, keep, read_commit, recall
 from streams.announce.outbox import Outbox, standing
@@ -59,7 +64,9 @@ class Herald:
         outbox: Outbox,
         *,
         configuration_sha256: str = "",
+        instruments: Instruments | None = None,
     ) -> None:
+        self._instruments = instruments or Instruments("worker")
         self.pipeline, self.uri, self.connection = pipeline, uri, connection
         self.totals = Announcements()
         self._outbox = outbox
@@ -178,13 +185,30 @@ class Herald:
             with contextlib.suppress(OSError):  # a full disk: the next announcer reads more of the log
                 await asyncio.to_thread(keep, self.pipeline, self.uri, announcer.progress)
         self.totals.sent += await self._outbox.publish(announced, but_not=known)
+        self._count([each for each in announced if each.envelope.id not in known])
         known.clear()
         self.totals.version = version
         for stale in [v for v in self._waiting if v <= version]:
             del self._waiting[stale]
         self._room.set()
-        self.totals.busy_s += time.perf_counter() - began
+        took_s = time.perf_counter() - began
+        self.totals.busy_s += took_s
+        self._instruments.took(metrics.ANNOUNCE_SECONDS, took_s, self.pipeline.name)
         return True
+
+    def _count(self, sent: Sequence[Announced]) -> None:
+        name, count = self.pipeline.name, self._instruments.count
+        for each in sent:
+            count(metrics.ANNOUNCEMENTS, 1, name, each.topic)
+            match each.said:
+                case WindowClosed():
+                    count(metrics.WINDOWS, 1, name, "closed")
+                case WindowAmended():
+                    count(metrics.WINDOWS, 1, name, "amended")
+                case Decision(verdict=verdict):
+                    count(metrics.DECISIONS, 1, name, verdict)
+                case _:
+                    pass
 
     async def _say_standing(self, announcer: Announcer) -> None:
         """How far the pipeline is, if that is news and was not said just now."""

@@ -13,6 +13,8 @@ import structlog
 from deltalake.exceptions import DeltaError
 
 from infra.kafka.connection import Connection
+from infra.observe import metrics
+from infra.observe.instruments import Instruments
 from infra.settings_model import Upkeep
 from schemas.errors import TidemillError
 from streams.ledger.compaction import compact
@@ -25,10 +27,19 @@ class Keeper:
     """Keeps one pipeline's dataset, while `is_mine` says so."""
 
     def __init__(
-        self, uri: str, connection: Connection, options: Upkeep, *, is_mine: Callable[[], bool]
+        self,
+        uri: str,
+        connection: Connection,
+        options: Upkeep,
+        *,
+        is_mine: Callable[[], bool],
+        pipeline: str = "",
+        instruments: Instruments | None = None,
     ) -> None:
         self.uri, self.connection, self.options = uri, connection, options
         self._is_mine = is_mine
+        self._pipeline = pipeline
+        self._instruments = instruments or Instruments("worker")
         self._vacuumed_at = time.monotonic()
 
     async def run(self) -> None:
@@ -38,8 +49,10 @@ class Keeper:
             try:
                 await self.once()
             except (TidemillError, DeltaError, OSError) as error:
+                self._instruments.count(metrics.UPKEEP_FAILURES, 1, self._pipeline)
                 log.warning("upkeep failed, will try again", dataset=self.uri, error=str(error))
             except Exception as error:  # such as a cluster that is away
+                self._instruments.count(metrics.UPKEEP_FAILURES, 1, self._pipeline)
                 log.warning("upkeep failed, will try again", dataset=self.uri, error=repr(error))
 
     async def once(self) -> None:
@@ -51,6 +64,7 @@ class Keeper:
             )
             if done is None:
                 break
+            self._instruments.count(metrics.COMPACTIONS, 1, self._pipeline)
             log.info("compacted", dataset=self.uri, version=done.version, files=done.files, rows=done.rows)
         since_ms = (time.monotonic() - self._vacuumed_at) * 1000
         if options.vacuum and self._is_mine() and since_ms >= options.vacuum_interval_ms:

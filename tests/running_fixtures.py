@@ -1,0 +1,171 @@
+"""The whole road as somebody runs it: `tidemill init`, worker and trainer by their commands, real events."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from infra.kafka import EmbeddedBroker
+from infra.scaffold import write
+from tests.worker_fixtures import wait_until
+
+TIDEMILL = Path(sys.executable).with_name("tidemill")
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def sums(samples: Samples, name: str, **labels: str) -> float:
+    """The sum over a name's series that have these labels."""
+    wanted = set(labels.items())
+    return sum(value for (each, own), value in samples.items() if each == name and wanted <= set(own))
+
+
+@dataclass
+class Part:
+    """One process of the road, and what it says of itself."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    def log(self) -> list[dict[str, Any]]:
+        """Its log's JSON lines."""
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def address(self) -> str:
+        """Where its metrics are served."""
+        assert self.process.poll() is None, self.log_file.read_text()[-4000:]
+        said = re.search(r'"address": "(http://[^"]+)"', self.log_file.read_text())
+        return said.group(1) if said else ""
+
+    def ask(self, path: str) -> httpx.Response:
+        """Status and body of one of its pages."""
+        address = wait_until(self.address, f"the {self.name} serves its metrics")
+        return httpx.get(f"{address}{path}", timeout=15)
+
+    def families(self) -> dict[str, Any]:
+        """Its metrics, read by Prometheus's own parser."""
+        answer = self.ask("metrics")
+        assert answer.status_code == 200, answer.text
+        return {family.name: family for family in text_string_to_metric_families(answer.text)}
+
+    def samples(self) -> Samples:
+        """Values by name and labels."""
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in self.families().values()
+            for sample in family.samples
+        }
+
+    def is_ready(self) -> bool:
+        """Whether it says so."""
+        return self.ask("ready").status_code == 200
+
+    def end(self) -> int:
+        """SIGTERM; gives the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@dataclass
+class Road:
+    """A project that `tidemill init` wrote, on a broker of its own."""
+
+    project: Path
+    broker: EmbeddedBroker
+    settings: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The pipeline's, and its model's."""
+        return self.project.name
+
+    @property
+    def home(self) -> Path:
+        """Where the road keeps everything."""
+        return self.project / "tidemill-data"
+
+    def environment(self) -> dict[str, str]:
+        """What its commands are called with."""
+        return {
+            **{k: v for k, v in os.environ.items() if not k.startswith("TIDEMILL_")},
+            "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": self.broker.bootstrap_servers,
+            "TIDEMILL_PATHS__HOME": str(self.home),
+            "POLARS_MAX_THREADS": "2",
+            "COLUMNS": "200",
+            **self.settings,
+        }
+
+    def start(self, name: str) -> Part:
+        """One part, by its command."""
+        log_file = self.project / f"{name}.log"
+        log_file.unlink(missing_ok=True)
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [TIDEMILL, name], cwd=self.project, env=self.environment(), stdout=log, stderr=log
+            )
+        self.parts[name] = Part(name, process, log_file)
+        return self.parts[name]
+
+    def tidemill(self, *arguments: str) -> str:
+        """What a command prints; it must succeed."""
+        done = subprocess.run(
+            [TIDEMILL, *arguments],
+            cwd=self.project,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def push(self) -> None:
+        """The project's own events."""
+        subprocess.run(
+            [sys.executable, f"{self.name}_events.py"], cwd=self.project, check=True, capture_output=True
+        )
+        for stream in ("visits", "outcomes"):
+            topic = f"{self.name}.{stream}"
+            self.tidemill("push", topic, f"{topic}.ndjson", "--pipeline", "pipeline.py")
+
+
+@contextmanager
+def road(folder: Path, name: str, **settings: str) -> Iterator[Road]:
+    """A broker and a new project; whatever was started ends with the block."""
+    project = folder / name
+    write(project)
+    broker = EmbeddedBroker(folder / "kafka")
+    served = {
+        "TIDEMILL_LOG__FORM": "json",
+        "TIDEMILL_WORKER__METRICS_PORT": "0",
+        "TIDEMILL_TRAINER__METRICS_PORT": "0",
+        "TIDEMILL_METRICS__CONTACT_MS": "8000",
+        # The session's time is how long a rebalance may take.
+        "TIDEMILL_WORKER__SESSION_TIMEOUT_MS": "6000",
+    }
+    broker.start()
+    opened = Road(project, broker, {**served, **settings})
+    try:
+        yield opened
+    finally:
+        for part in opened.parts.values():
+            if part.process.poll() is None:
+                part.process.kill()
+                part.process.wait()
+        broker.stop()
