@@ -26,6 +26,7 @@ from schemas.errors import InvalidConfiguration
 from .settings_model import (
     Broker,
     Doctor,
+    Door,
     Kafka,
     Log,
     Metrics,
@@ -52,6 +53,7 @@ __all__ = [
     "Store",
     "Page",
     "Metrics",
+    "Door",
     "Log",
     "Doctor",
 ]

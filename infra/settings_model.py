@@ -285,6 +285,43 @@ class Metrics(_Section):
     """A cluster that has not answered for so long is away: `/ready` says 503."""
 
 
+class Door(_Section):
+    """The door over HTTP for producers without Kafka: `tidemill door`."""
+
+    host: str = "127.0.0.1"
+    """Any other address than one of this machine alone needs a token."""
+    port: Port = 8710
+    """0: a free one."""
+    token: SecretStr | None = None
+    """What requests bear: `Authorization: Bearer …`. Without one, and without a file: loopback only."""
+    tokens_file: AbsolutePath | None = None
+    """Tokens, one a line, as for several producers or a change of token; # begins a comment."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """So many share the port; each has its own room in flight."""
+    event_bytes: PositiveInt = 1_048_576
+    """Most bytes of one event."""
+    request_bytes: PositiveInt = 16_777_216
+    """Most bytes of one request's body, decompressed."""
+    in_flight_records: PositiveInt = 100_000
+    """Most records on their way to the cluster; beyond that requests are told to come again (429)."""
+    in_flight_bytes: PositiveInt = 134_217_728
+    """Most bytes of bodies that are read or on their way."""
+    answer_within_s: PositiveFloat = 15.0
+    """A record that the cluster has not confirmed by then is answered as such (503)."""
+    retry_after_s: PositiveInt = 1
+    """What 429 and 503 tell a producer to wait."""
+    keep_attributes: bool = True
+    """CloudEvents attributes travel on as record headers; false: values alone, as by `tidemill push`."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Door:
+        if self.event_bytes > self.request_bytes:
+            raise ValueError("door.event_bytes must not be more than door.request_bytes")
+        if self.request_bytes > self.in_flight_bytes:
+            raise ValueError("door.request_bytes must not be more than door.in_flight_bytes")
+        return self
+
+
 class Log(_Section):
     """Tidemill's own log."""
 
@@ -321,6 +358,7 @@ class Settings(BaseSettings):
     store: Store = Field(default_factory=Store)
     page: Page = Field(default_factory=Page)
     metrics: Metrics = Field(default_factory=Metrics)
+    door: Door = Field(default_factory=Door)
     log: Log = Field(default_factory=Log)
     doctor: Doctor = Field(default_factory=Doctor)
 

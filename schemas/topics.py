@@ -380,6 +380,11 @@ def declared(name: str) -> Topic | None:
     return next((t for t in TOPICS if t.name == name), _OWN.get(name))
 
 
+def raw_topics() -> tuple[Topic, ...]:
+    """All topics that producers push events to, those of `declare` among them."""
+    return tuple(t for t in (*TOPICS, *_OWN.values()) if t.unknown_fields == "refuse")
+
+
 def topic(name: str) -> Topic:
     """The declared topic of that name.
 

@@ -10,6 +10,7 @@ from infra.command import (
     commands,  # noqa: F401
     data,  # noqa: F401
     dataset,  # noqa: F401
+    door,  # noqa: F401
     jobs,  # noqa: F401
     keys,  # noqa: F401
     lab,  # noqa: F401

@@ -32,15 +32,28 @@ async def send_batches(
 
     A future gives the offset of its batch's first record, once the cluster holds the batch.
     """
-    sent: list[tuple[asyncio.Future, int]] = []
     named = list(headers)
+    headed = ((key, value, named) for key, value in records)
+    return await send_headed_batches(producer, topic, partition, headed, timestamp_ms=timestamp_ms)
+
+
+async def send_headed_batches(
+    producer: AIOKafkaProducer,
+    topic: str,
+    partition: int,
+    records: Iterable[tuple[bytes | None, bytes, list[Header]]],
+    *,
+    timestamp_ms: int | None = None,
+) -> list[tuple[asyncio.Future, int]]:
+    """`send_batches` of records that have headers of their own: (key, value, headers)."""
+    sent: list[tuple[asyncio.Future, int]] = []
     batch = producer.create_batch()
-    for key, value in records:
-        if batch.append(key=key, value=value, timestamp=timestamp_ms, headers=named) is None:
+    for key, value, headers in records:
+        if batch.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
             batch.close()
             sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
             batch = producer.create_batch()
-            batch.append(key=key, value=value, timestamp=timestamp_ms, headers=named)
+            batch.append(key=key, value=value, timestamp=timestamp_ms, headers=headers)
     if batch.record_count():
         batch.close()
         sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))

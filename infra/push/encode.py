@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
 import numpy as np
 import polars as pl
 
+from infra.kafka.keys import KeyReader
 from infra.kafka.partitions import partitions_for
 from infra.push.source import Chunk
 from schemas.errors import InvalidConfiguration
@@ -33,9 +33,7 @@ class Encoder:
 
     def __init__(self, key: str, partitions: int, form: Form) -> None:
         self._key, self._partitions, self._form = key, partitions, form
-        self._of_line = msgspec.json.Decoder(
-            msgspec.defstruct("Keyed", [("value", Any, None)], rename={"value": key}, gc=False)
-        )
+        self._keys = KeyReader(key)
 
     def encode(self, chunk: Chunk) -> Records:
         """The chunk's records. The same chunk gives the same bytes.
@@ -47,7 +45,7 @@ class Encoder:
             assert chunk.lines is not None
             if self._form == "arrow":
                 raise InvalidConfiguration("NDJSON lines go as they stand: leave out --as arrow")
-            return self._parted([self._key_of(line) for line in chunk.lines], chunk.lines)
+            return self._parted([self._keys.read(line) for line in chunk.lines], chunk.lines)
         table = chunk.table
         if self._form == "arrow":
             return self._frames(table)
@@ -59,13 +57,6 @@ class Encoder:
             return [b""] * table.height  # each will be a dead letter that names the missing field
         keys = table.get_column(self._key).cast(pl.String).fill_null("")
         return keys.cast(pl.Binary).to_list()
-
-    def _key_of(self, line: bytes) -> bytes:
-        try:
-            value = self._of_line.decode(line).value  # type: ignore[attr-defined]
-            return b"" if value is None else str(value).encode()
-        except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
-            return b""
 
     def _parted(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Records:
         """Records by partition; one pass over positions sorted by partition, stable."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from infra.push.journal import Journal
 from infra.push.resume import arrived, ends_of
 from infra.push.source import STDIN, Chunk, Source, open_source
 from infra.settings import Settings
+from infra.stopping import asked_to_stop
 from schemas import topics
 from schemas.envelope import ARROW_STREAM
 from schemas.errors import InvalidConfiguration, Retryable
@@ -115,7 +114,7 @@ async def push_file(
 def _raw_topic(name: str) -> Topic:
     declared = topics.declared(name)
     if declared is None or declared.unknown_fields == "ignore":
-        raw = ", ".join(t.name for t in topics.TOPICS if t.unknown_fields != "ignore")
+        raw = ", ".join(t.name for t in topics.raw_topics())
         raise InvalidConfiguration(
             f"{name} is no raw topic; events can be pushed to {raw}, or to one that the pipeline named by "
             "--pipeline declares"
@@ -193,7 +192,7 @@ class _Push:
         if self.journal is not None and self.journal.state.complete:
             return Pushed(0, self.before, stopped=False, seconds=0.0)
         on_their_way: deque[tuple[Chunk, Sent]] = deque()
-        with _asked_to_stop() as stop, _progress(console) as progress:
+        with asked_to_stop() as stop, _progress(console) as progress:
             bar = progress.add_task(
                 f"pushing to {self.topic.name}", total=self.source.rows, completed=self.acknowledged
             )
@@ -261,22 +260,6 @@ async def _cluster_id(connection: Connection) -> str:
         return str((await admin.describe_cluster()).get("cluster_id", ""))
     finally:
         await admin.close()
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[asyncio.Event]:
-    """An event that is set by SIGINT or SIGTERM, instead of what they would do otherwise."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for each in before:
-            loop.add_signal_handler(each, stop.set)
-        yield stop
-    finally:
-        for each, handler in before.items():
-            loop.remove_signal_handler(each)
-            signal.signal(each, handler)
 
 
 def _progress(console: Console) -> Progress:

@@ -1,0 +1,33 @@
+"""`tidemill door`: events over HTTP, for producers without Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from infra.command.app import app, console, settings
+
+
+@app.command()
+def door(
+    pipeline: Annotated[
+        str | None, typer.Option(help="Module or file of a pipeline that declares streams of its own.")
+    ] = None,
+    share_port: Annotated[bool, typer.Option("--share-port", hidden=True)] = False,
+) -> None:
+    """Take events over HTTP (CloudEvents, REST Proxy v3) until Ctrl-C; acknowledged once Kafka has them."""
+    from infra.door.run import run_door
+    from infra.kafka.cluster import find_cluster
+    from infra.kafka.connection import connect_to
+    from infra.logging import configure
+
+    if pipeline is not None:
+        from streams.load import load_pipeline
+
+        load_pipeline(pipeline)
+    configured = settings()
+    configure(configured.log, part="door")
+    connection = find_cluster(configured) or connect_to(configured.kafka)
+    asyncio.run(run_door(configured, connection, console, share_port=share_port))
