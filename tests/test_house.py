@@ -22,6 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = {"schemas", "streams", "trainers", "infra", "loadtest", "tests", "tidemill", "tidemill-system"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+EXTRAS = [
+    Requirement(line)
+    for lines in PYPROJECT["project"].get("optional-dependencies", {}).values()
+    for line in lines
+]
 DEVELOPMENT = [Requirement(line) for line in PYPROJECT["dependency-groups"]["dev"]]
 ENTRY = re.compile(
     r"(?P<name>[a-z0-9-]+)==(?P<version>\S+)( ; (?P<marker>[^\\\n]+))? \\\n"
@@ -106,7 +111,7 @@ def test_this_environment_is_what_the_lock_pins() -> None:
 @pytest.mark.parametrize(
     ("folders", "declared"),
     [
-        (("schemas", "streams", "trainers", "infra"), RUNTIME),
+        (("schemas", "streams", "trainers", "infra"), [*RUNTIME, *EXTRAS]),
         (("tests", "loadtest"), [*RUNTIME, *DEVELOPMENT]),
     ],
     ids=["runtime", "development"],

@@ -372,6 +372,11 @@ METRICS: tuple[Metric, ...] = (
 """In the order of the road."""
 
 
+def named(name: str) -> Metric:
+    """The metric of that name. Raises KeyError if none is declared."""
+    return {metric.name: metric for metric in METRICS}[name]
+
+
 def of_part(part: str) -> tuple[Metric, ...]:
     """What a process of that kind serves."""
     return tuple(metric for metric in METRICS if part in metric.parts)

@@ -1,0 +1,117 @@
+"""Container file, compose file and manifests are what their tools take, and agree with what they start."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from infra.kafka import KAFKA_VERSION
+from infra.settings import Settings
+from infra.settings import load as load_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOY = ROOT / "infra" / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+COMPOSE_SCHEMA = ROOT / "tests" / "compose-spec.json"
+"""The compose specification's own schema, as its repository had it in June 2026 (Apache-2.0)."""
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(file.read_text()) if each]
+
+
+def test_hadolint_has_nothing_to_say_about_the_container_file() -> None:
+    tool = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([tool, DEPLOY / "Containerfile"], capture_output=True, text=True, check=False)
+    assert done.stdout + done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_the_image_is_built_from_the_lock_and_never_runs_as_root() -> None:
+    text = (DEPLOY / "Containerfile").read_text()
+    assert "infra/bootstrap.py" in text
+    assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["10001"]
+    assert ".venv" in (DEPLOY / "Containerfile.dockerignore").read_text().split()
+
+
+def test_the_compose_file_is_valid_and_starts_the_broker_that_is_tested() -> None:
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    jsonschema.Draft7Validator(json.loads(COMPOSE_SCHEMA.read_text())).validate(compose)
+    assert compose["services"]["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
+    for service in compose["services"].values():
+        assert set(service.get("depends_on", {})) <= compose["services"].keys()
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.stem)
+def test_a_manifest_is_what_the_kubernetes_api_takes(file: Path) -> None:
+    for manifest in documents(file):
+        if manifest["kind"] != "Kustomization":
+            kubernetes_validate.validate(manifest, "1.34", strict=True)
+
+
+def test_the_kustomization_names_every_manifest() -> None:
+    (kustomization,) = documents(DEPLOY / "kubernetes" / "kustomization.yaml")
+    others = {file.name for file in MANIFESTS} - {"kustomization.yaml"}
+    assert set(kustomization["resources"]) == others
+
+
+def test_what_manifests_refer_to_is_there() -> None:
+    objects = [each for file in MANIFESTS for each in documents(file) if each["kind"] != "Kustomization"]
+    named = {(each["kind"], each["metadata"]["name"]) for each in objects}
+    for each in objects:
+        if each["kind"] not in ("Job", "StatefulSet"):
+            continue
+        pod = each["spec"]["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for volume in pod["volumes"]:
+            if claim := volume.get("persistentVolumeClaim"):
+                assert ("PersistentVolumeClaim", claim["claimName"]) in named
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+            for source in container["envFrom"]:
+                assert ("ConfigMap", source["configMapRef"]["name"]) in named
+            ports = {port["name"] for port in container.get("ports", ())}
+            probes = [container[name] for name in container if name.endswith("Probe")]
+            assert {probe["httpGet"]["port"] for probe in probes} <= ports
+            # A probe that is given up before the process has had its own patience says nothing.
+            patience_s = Settings().metrics.patience_ms / 1000
+            assert all(probe["timeoutSeconds"] > patience_s for probe in probes)
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        if each["kind"] == "StatefulSet":
+            assert ("Service", each["spec"]["serviceName"]) in named
+            assert each["spec"]["selector"]["matchLabels"] == each["spec"]["template"]["metadata"]["labels"]
+
+
+def environments() -> dict[str, dict[str, str]]:
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    (config,) = documents(DEPLOY / "kubernetes" / "settings.yaml")
+    (worker, *_) = documents(DEPLOY / "kubernetes" / "worker.yaml")
+    named = {each["name"]: "worker-0" for each in worker["spec"]["template"]["spec"]["containers"][0]["env"]}
+    said = {
+        name: value.partition(":-")[2].rstrip("}") if value.startswith("${") else value
+        for name, value in compose["x-tidemill"]["environment"].items()
+    }
+    return {"compose": said, "kubernetes": config["data"] | named}
+
+
+@pytest.mark.parametrize("where", ["compose", "kubernetes"])
+def test_every_setting_in_the_environment_is_one_and_is_read(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in environments()[where].items():
+        assert name.startswith("TIDEMILL_")
+        monkeypatch.setenv(name, value)
+    settings = load_settings()  # refuses a name or a value that is none
+    assert settings.worker.metrics_port == settings.trainer.metrics_port == 9100
+    assert settings.metrics.host == settings.store.host == "0.0.0.0"
+    assert str(settings.store.public_url).endswith(":8700/")
