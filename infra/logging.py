@@ -1,6 +1,15 @@
 """One log for all of this process: structlog's events and the libraries' own, with what they belong to.
 
-`correlated(pipeline=…, job=…)` puts ids on every line logged within, over awaits and into tasks.
+`correlated(pipeline=…, job=…)` puts ids on every line logged within, over awaits and into tasks. So one greps
+from an event to the model that it helped to make:
+
+    part, pipeline                every line of a worker
+    offsets, version              a commit (level debug): by its place an event finds the dataset's version
+    letter                        an event that was refused (level debug): the dead letter's id
+    window, version               a window that closed or was amended, and the version that closed it
+    window, decision, job         what the trigger decided on it, and the job of a yes
+    job, attempt, model, decision every line of a trainer about a job
+    model, model_version, job     the model that came of it: published, refused, and adopted by a service
 """
 
 from __future__ import annotations
@@ -23,12 +32,12 @@ CHATTY = ("aiokafka", "faust", "mode", "httpx", "httpcore", "urllib3", "asyncio"
 
 
 def configure(
-    settings: Log, *, part: str, file: Path | None = None, stream: TextIO | None = None
+    settings: Log, *, part: str, file: Path | None = None, stream: TextIO | None = None, **ids: str
 ) -> list[logging.Handler]:
     """Send this process's log to `stream` (default: stderr) and, as JSON lines, to a file.
 
-    `part` is on every line: worker, trainer, … `file` is used if the settings name none. The last call
-    holds. Gives the root logger's new handlers. Raises OSError if the file cannot be written.
+    `part` is on every line: worker, trainer, …, and so are `ids`. `file` is used if the settings name none.
+    The last call holds. Gives the root logger's new handlers. Raises OSError if the file cannot be written.
     """
     stream = sys.stderr if stream is None else stream
     on_terminal = stream is not None and stream.isatty()  # a daemon has no stderr
@@ -37,7 +46,7 @@ def configure(
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _named(part),
+        _named({"part": part, **ids}),
     ]
     foreign = [*shared, structlog.stdlib.ExtraAdder(), _without_message]
     readable = settings.form == "console" or (settings.form == "auto" and on_terminal)
@@ -87,9 +96,10 @@ def correlated(**ids: Any) -> AbstractContextManager[None]:
     return structlog.contextvars.bound_contextvars(**ids)
 
 
-def _named(part: str) -> structlog.typing.Processor:
+def _named(ids: dict[str, str]) -> structlog.typing.Processor:
     def add(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        event.setdefault("part", part)
+        for name, value in ids.items():
+            event.setdefault(name, value)
         return event
 
     return add

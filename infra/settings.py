@@ -35,6 +35,7 @@ from .settings_model import (
     SchemaRegistry,
     Settings,
     Store,
+    Traces,
     Trainer,
     Worker,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Page",
     "Metrics",
     "Door",
+    "Traces",
     "Log",
     "Doctor",
 ]

@@ -322,6 +322,27 @@ class Door(_Section):
         return self
 
 
+class Traces(_Section):
+    """OpenTelemetry traces; all but `none` need the extra `traces`."""
+
+    exporter: Literal["none", "otlp", "file"] = "none"
+    """otlp: over HTTP to a collector; file: a JSON object a line."""
+    endpoint: str | None = None
+    """Of the collector, such as `http://collector:4318/v1/traces`; unset: as `OTEL_EXPORTER_OTLP_…` says."""
+    file: AbsolutePath | None = None
+    """Where the exporter `file` appends."""
+    share: float = Field(default=1.0, ge=0, le=1)
+    """Of traces that are recorded; the same ones in every process."""
+    interval_ms: PositiveInt = 5_000
+    """How long spans are collected before they are sent."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Traces:
+        if (self.exporter == "file") != (self.file is not None):
+            raise ValueError("traces.file and traces.exporter file go together")
+        return self
+
+
 class Log(_Section):
     """Tidemill's own log."""
 
@@ -359,6 +380,7 @@ class Settings(BaseSettings):
     page: Page = Field(default_factory=Page)
     metrics: Metrics = Field(default_factory=Metrics)
     door: Door = Field(default_factory=Door)
+    traces: Traces = Field(default_factory=Traces)
     log: Log = Field(default_factory=Log)
     doctor: Doctor = Field(default_factory=Doctor)
 

@@ -5,6 +5,7 @@ Settings come from `infra.settings` (file and environment); `worker.pipeline` na
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -20,6 +21,7 @@ from infra.kafka.topics import partitions_of
 from infra.logging import configure
 from infra.observe.instruments import Instruments
 from infra.observe.server import ObserveServer
+from infra.observe.traces import Traces, begin
 from infra.settings_model import Settings
 from schemas.errors import InvalidConfiguration
 from streams.by_model import Following
@@ -45,6 +47,7 @@ class StreamApp(faust.App):
     worker: StreamWorker
     patience_s: float
     observe: ObserveServer | None = None
+    traces: Traces | None = None
     failure: BaseException | None = None
 
     async def positions(self, assigned: Set[TP]) -> Mapping[TP, int]:
@@ -83,6 +86,8 @@ class StreamApp(faust.App):
         self.worker.stopping()
         await super().on_stop()
         await self.worker.stop()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.end)
         if self.observe is not None:
             await self.observe.stop()
 
@@ -135,6 +140,7 @@ def create_app(
     )
     app.patience_s = settings.kafka.patience_s
     instruments = Instruments("worker")
+    app.traces = begin(settings.traces, part="worker")
     app.worker = StreamWorker(
         pipeline,
         dataset_dir=settings.paths.dataset,
@@ -146,6 +152,7 @@ def create_app(
         models=_models(settings, connection, pipeline),
         instruments=instruments,
         metrics_options=settings.metrics,
+        traces=app.traces,
     )
     if options.metrics_port is not None:
         app.observe = ObserveServer(
@@ -186,13 +193,9 @@ def _models(settings: Settings, connection: Connection, pipeline: Pipeline) -> F
 def from_settings() -> StreamApp:
     """The app that the settings describe."""
     settings = configuration.load()
-    handlers = configure(settings.log, part="worker")
-    return create_app(
-        settings,
-        connect_to(settings.kafka),
-        load_pipeline(settings.worker.pipeline),
-        log_handlers=handlers,
-    )
+    loaded = load_pipeline(settings.worker.pipeline)
+    handlers = configure(settings.log, part="worker", pipeline=loaded.pipeline.name)
+    return create_app(settings, connect_to(settings.kafka), loaded, log_handlers=handlers)
 
 
 def __getattr__(name: str) -> Any:

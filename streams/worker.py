@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import operator
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
@@ -25,6 +26,7 @@ from infra.kafka.connection import Connection
 from infra.observe import metrics
 from infra.observe.instruments import Instruments
 from infra.observe.server import Readiness
+from infra.observe.traces import Traces
 from infra.settings_model import Metrics, Upkeep
 from infra.settings_model import Worker as Options
 from schemas import topics
@@ -127,6 +129,7 @@ class StreamWorker:
         models: Following | None = None,
         instruments: Instruments | None = None,
         metrics_options: Metrics | None = None,
+        traces: Traces | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         self.pipeline = pipeline
@@ -160,6 +163,7 @@ class StreamWorker:
         self._has_positions = False
         self._not_writable = ""
         self.observed = WorkerMetrics(self, instruments or Instruments("worker"))
+        self._traces = traces
         self._tasks: list[asyncio.Task[None]] = []
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
@@ -186,6 +190,7 @@ class StreamWorker:
             self._outbox,
             configuration_sha256=self._configuration,
             instruments=self.observed.instruments,
+            traces=self._traces,
         )
         self.observed.herald = self._herald
         keeper = Keeper(
@@ -496,7 +501,28 @@ class StreamWorker:
             _let_go_of(self._batches.get_nowait().arrived)
             self._ahead.release()
 
+    def _say_committed(self, commit: Commit, prepared: Prepared, began_ms: float) -> None:
+        """To the log and the trace: an event finds the version that holds it by its place."""
+        name, version = self.pipeline.name, commit.version
+        offsets = commit.metadata["offsets"]
+        log.debug("committed", version=version, rows=prepared.rows.height, offsets=offsets)
+        for letter in prepared.dead_letters:
+            log.debug("refused", version=version, letter=letter.event_id(), rule=letter.rule)
+        if self._traces is not None:
+            self._traces.record(
+                "commit",
+                self._traces.beginning(f"{name}@{version}"),
+                start_ms=began_ms,
+                end_ms=time.time() * 1000,
+                pipeline=name,
+                version=version,
+                rows=prepared.rows.height,
+                rejected=len(prepared.dead_letters),
+                offsets=json.dumps(offsets),
+            )
+
     async def _one_commit(self, batch: Batch) -> None:
+        began_ms = time.time() * 1000
         async with self._ledger_lock:
             frames = self._next_in_line(each.frame for each in batch.arrived)
             sifted = batch.sifted
@@ -526,6 +552,7 @@ class StreamWorker:
         self.totals.rows += prepared.rows.height
         self.totals.dead_letters += len(prepared.dead_letters)
         self.observed.committed(commit, prepared)
+        self._say_committed(commit, prepared, began_ms)
         self._herald.committed(commit)
 
     def _next_in_line(self, frames: Iterable[Frame]) -> list[Frame]:

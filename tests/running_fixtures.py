@@ -110,13 +110,26 @@ class Road:
             **self.settings,
         }
 
+    def traces(self, name: str) -> Path:
+        """Where a part's spans go, a JSON object a line."""
+        return self.project / f"{name}-traces.jsonl"
+
     def start(self, name: str) -> Part:
         """One part, by its command."""
         log_file = self.project / f"{name}.log"
         log_file.unlink(missing_ok=True)
         with log_file.open("wb") as log:
+            traced = {
+                "TIDEMILL_TRACES__EXPORTER": "file",
+                "TIDEMILL_TRACES__FILE": str(self.traces(name)),
+                "TIDEMILL_TRACES__INTERVAL_MS": "200",
+            }
             process = subprocess.Popen(
-                [TIDEMILL, name], cwd=self.project, env=self.environment(), stdout=log, stderr=log
+                [TIDEMILL, name],
+                cwd=self.project,
+                env={**self.environment(), **traced},
+                stdout=log,
+                stderr=log,
             )
         self.parts[name] = Part(name, process, log_file)
         return self.parts[name]

@@ -1,13 +1,24 @@
-"""A worker and a trainer, run by their commands, say of themselves what is so: metrics and readiness."""
+"""A worker and a trainer, run by their commands, say of themselves what is so: metrics, logs, traces."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from infra.kafka.connection import Connection
+from infra.kafka.read import read_to_end
 from infra.observe.metrics import of_part, series_of
+from schemas import topics
+from schemas.client import ModelFollower
+from schemas.envelope import Envelope, open_record
 from tests.running_fixtures import Road, road, sums
 from tests.worker_fixtures import wait_until
 
@@ -17,7 +28,7 @@ BAD_BASKET = {"visit_id": "odd", "at": 1_704_067_200_000, "shop": "north", "bask
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     """The road of a new project, its events played to the first model that is live."""
-    with road(tmp_path_factory.mktemp("running"), "kiosk") as opened:
+    with road(tmp_path_factory.mktemp("running"), "kiosk", TIDEMILL_LOG__LEVEL="debug") as opened:
         opened.tidemill("topics", "--create", "--pipeline", "pipeline.py")
         trainer, worker = opened.start("trainer"), opened.start("worker")
         opened.push()
@@ -78,6 +89,91 @@ def test_the_counters_are_what_was_pushed(played: Road) -> None:
     assert sums(trainer, "tidemill_trainer_model_version", model="kiosk") >= 1
     assert sums(trainer, "tidemill_trainer_job_events_total", event="succeeded") >= 1
     assert sums(trainer, "tidemill_trainer_training_seconds_count") >= 1
+
+
+def events_of(played: Road, topic: str) -> list[Envelope]:
+    """What the road announced there."""
+    connection = Connection(bootstrap_servers=played.broker.bootstrap_servers)
+
+    async def read() -> list[Envelope]:
+        records = read_to_end(connection, {topic: None})
+        return [open_record(r.key, r.value, r.headers) async for r in records]
+
+    return asyncio.run(read())
+
+
+def test_the_logs_lead_from_an_event_to_the_model_that_it_helped_to_make(played: Road) -> None:
+    worker, trainer = played.parts["worker"].log(), played.parts["trainer"].log()
+    assert {(line["part"], line["pipeline"]) for line in worker if "version" in line} == {("worker", "kiosk")}
+
+    # From the model back to its job, its decision, the window, the version; and from the event to it.
+    (published, *_) = [line for line in trainer if line.get("published")]
+    assert (published["model"], published["model_version"]) == ("kiosk", 1)
+    of_job = [line for line in worker if line.get("job") == published["job"]]
+    assert {line["event"] for line in of_job} == {"decided", "job requested"}
+    (decided,) = [line for line in of_job if line["event"] == "decided"]
+    assert published["decision"] == decided["decision"]
+    of_window = [line for line in worker if line.get("window") == decided["window"]]
+    (closed,) = [line for line in of_window if line["event"] == "window closed"]
+    assert closed["version"] == decided["version"]
+    commits = [line for line in worker if line["event"] == "committed"]
+    of_the_first = [
+        line for line in commits if (at := line["offsets"].get("kiosk.visits/0")) and at[0] == 0 < at[1]
+    ]
+    assert [line["version"] <= closed["version"] for line in of_the_first] == [True]
+    refused = [line for line in worker if line["event"] == "refused"]
+    assert [line["rule"] for line in refused] == ["between(basket)"]
+    assert refused[0]["letter"].startswith("kiosk/kiosk.visits/")
+
+
+async def test_a_trace_leads_from_the_commit_over_the_events_to_the_adoption(
+    played: Road, tmp_path: Path
+) -> None:
+    exported = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    port = (played.home / "artifacts" / ".store-port").read_text()
+    async with ModelFollower(
+        "kiosk",
+        client={"bootstrap_servers": played.broker.bootstrap_servers},
+        service="test",
+        stores=[f"http://127.0.0.1:{port}/"],
+        cache_dir=tmp_path,
+        tracer=provider.get_tracer("test"),
+    ) as models:
+        await models.ready()
+        await asyncio.to_thread(wait_until, exported.get_finished_spans, "the adoption is recorded")
+    adopted = exported.get_finished_spans()[0]
+    assert adopted.name == "adopt"
+    assert adopted.parent is not None
+    trace_id = f"{adopted.parent.trace_id:032x}"
+
+    def spans() -> dict[str, dict[str, Any]]:
+        """Of this trace, by id."""
+        lines = [
+            json.loads(line) for part in played.parts for line in played.traces(part).read_text().splitlines()
+        ]
+        mine = [line for line in lines if line["context"]["trace_id"] == f"0x{trace_id}"]
+        return {line["context"]["span_id"]: line for line in mine}
+
+    def road_back() -> list[str]:
+        """Names of the spans from where the model was adopted to the beginning."""
+        known, at, names = spans(), f"0x{adopted.parent.span_id:016x}", list[str]()
+        while at in known:
+            names.append(known[at]["name"])
+            at = known[at]["parent_id"]
+        return names
+
+    wanted = ["publish", "job", "job requested", "decided", "commit"]
+    await asyncio.to_thread(wait_until, lambda: road_back() == wanted, "all spans are recorded")
+    found = list(spans().values())
+    assert {"window closed", "train"} <= {span["name"] for span in found}
+    (published,) = [span for span in found if span["name"] == "publish"]
+    assert published["attributes"]["tidemill.model"] == "kiosk"
+    # The events carry it, by CloudEvents' own extension; the adoption says where it was recorded.
+    said = await asyncio.to_thread(events_of, played, topics.MODELS.name)
+    of_trace = {e.type for e in said if trace_id in e.extensions.get("traceparent", "")}
+    assert of_trace == {"tidemill.model.published.v1", "tidemill.model.adopted.v1"}
 
 
 def test_both_are_ready_and_the_lag_is_none_once_all_is_read(played: Road) -> None:

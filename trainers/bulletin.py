@@ -25,9 +25,10 @@ from schemas import topics
 from schemas.contract import Announcement, type_of
 from schemas.envelope import Envelope, NotAnAnnouncement, open_record, unwrap, wrap
 from schemas.errors import Rejected, Retryable
-from schemas.job import JobEvent, JobSucceeded
+from schemas.job import JobEvent, JobRequested, JobSucceeded
 from schemas.model import CurrentModel, ModelPublished, ModelRefused
 from schemas.signature import TrustedKeys
+from schemas.trace import TRACEPARENT, Place, place_of
 from trainers.registry import Registry
 
 FOLLOWED = (topics.JOBS, topics.MODELS, topics.MODELS_CURRENT)
@@ -63,6 +64,8 @@ class Bulletin:
         instruments: Instruments | None = None,
     ) -> None:
         self.registry = Registry()
+        self.places: dict[str, Place] = {}
+        """Where jobs were asked for, by id, as far as their traces were told."""
         self.has_caught_up = False
         self._instruments = instruments or Instruments("trainer")
         self._answered_at: float | None = None
@@ -123,12 +126,19 @@ class Bulletin:
                     with contextlib.suppress(NotAnAnnouncement):
                         envelope = open_record(record.key, record.value, record.headers)
                         event = unwrap(envelope)
+                        self._note_place(envelope, event)
                         self.registry.note(tp.topic, event, trusted=self._is_trusted(envelope, event))
             if batches:
                 self.changed.set()
             async with self._moved:
                 self._at = {tp: await self._consumer.position(tp) for tp in self._consumer.assignment()}
                 self._moved.notify_all()
+
+    def _note_place(self, envelope: Envelope, event: Announcement) -> None:
+        if isinstance(event, JobRequested):
+            place = place_of(envelope.extensions.get(TRACEPARENT))
+            if place is not None:
+                self.places[event.job_id] = place
 
     def _is_trusted(self, envelope: Envelope, event: Announcement) -> bool:
         if self._trusted is None or not isinstance(event, CurrentModel):
@@ -159,13 +169,15 @@ class Bulletin:
         if self._following is not None and self._following.done():
             self._following.result()
 
-    async def say(self, topic: str, event: Announcement) -> None:
-        """Announce; on return the cluster holds it.
+    async def say(self, topic: str, event: Announcement, *, place: Place | None = None) -> None:
+        """Announce, at its place of a trace if it has one; on return the cluster holds it.
 
         Raises:
             KafkaError: it never will: too large, or no permission.
         """
-        key, value, headers = wrap(event, source=SOURCE, time_ms=self._now_ms()).record()
+        extensions = None if place is None else {TRACEPARENT: place.traceparent}
+        envelope = wrap(event, source=SOURCE, time_ms=self._now_ms(), extensions=extensions)
+        key, value, headers = envelope.record()
         producer = None
         while True:
             try:

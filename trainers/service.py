@@ -18,6 +18,7 @@ from infra.kafka.topics import ensure
 from infra.logging import logger
 from infra.observe.instruments import Instruments
 from infra.observe.server import ObserveServer, Readiness
+from infra.observe.traces import begin
 from infra.settings import Settings
 from schemas.errors import InvalidConfiguration
 from trainers.bulletin import FOLLOWED
@@ -90,14 +91,22 @@ async def _run(settings: Settings, connection: Connection, observed: _Observed) 
             public_url=settings.store.public_url,
         )
         address = await server.start()
+    traces = begin(settings.traces, part="trainer")
     trainer = Trainer(
-        settings, connection, store_url=address, stores=stores, instruments=observed.instruments
+        settings,
+        connection,
+        store_url=address,
+        stores=stores,
+        instruments=observed.instruments,
+        traces=traces,
     )
     observed.trainer = trainer
     try:
         await _until_told(_work(trainer))
     finally:
         await trainer.stop()
+        if traces is not None:
+            await asyncio.to_thread(traces.end)
         if server is not None:
             await server.stop()
 

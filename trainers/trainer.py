@@ -25,11 +25,13 @@ from infra.kafka.connection import Connection
 from infra.logging import correlated, logger
 from infra.observe.instruments import Instruments
 from infra.observe.server import Readiness
+from infra.observe.traces import Traces
 from infra.settings import Settings
 from schemas import topics
 from schemas.errors import InvalidConfiguration, Rejected, Retryable
 from schemas.job import JobRequested, Resources
 from schemas.model import Manifest, ModelPublished
+from schemas.trace import Place
 from trainers import trained
 from trainers.admission import Admission, Host, Running
 from trainers.artifact import ArtifactCorrupt
@@ -81,10 +83,12 @@ class Trainer:
         stores: Stores | None = None,
         look_at_gpus: Callable[[], Survey] = _ask_nvml,
         instruments: Instruments | None = None,
+        traces: Traces | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         self.keys = KeyFolder(settings.paths.signing_keys)
         self.keys.ensure()
+        self._traces = traces
         instruments = instruments or Instruments("trainer")
         self.bulletin = Bulletin(
             connection, now_ms=now_ms, trusted=self.keys.trusted(), instruments=instruments
@@ -296,7 +300,15 @@ class Trainer:
 
     async def _see_through(self, job: JobRequested, what: Callable[[], Coroutine[Any, Any, None]]) -> None:
         attempt = self.registry.attempts.get(job.job_id, 0) + 1
-        with correlated(job=job.job_id, attempt=attempt):
+        experiment = job.experiment
+        with correlated(
+            job=job.job_id,
+            attempt=attempt,
+            model=experiment.model,
+            pipeline=experiment.pipeline,
+            decision=job.decision_id,
+        ):
+            began_ms = self._now_ms()
             try:
                 await what()
             except StandbyDied as error:
@@ -310,7 +322,42 @@ class Trainer:
                 self._running.pop(job.job_id, None)
                 self._keys.pop(job.job_id, None)
                 self._ends += 1
+                self._trace_job(job, attempt, began_ms)
                 self.bulletin.changed.set()
+
+    def _place(self, job_id: str) -> Place | None:
+        """Where a job was asked for; of one that was asked for without a trace, the beginning of its own."""
+        if self._traces is None:
+            return None
+        return self.bulletin.places.get(job_id) or self._traces.beginning(job_id)
+
+    def _trace_job(self, job: JobRequested, attempt: int, began_ms: int) -> None:
+        asked = self._place(job.job_id)
+        if self._traces is not None and asked is not None:
+            self._traces.record(
+                "job",
+                asked.beside(f"{job.job_id}/{attempt}"),
+                parent=asked,
+                start_ms=began_ms,
+                end_ms=self._now_ms(),
+                job=job.job_id,
+                attempt=attempt,
+                model=job.experiment.model,
+                over=job.job_id in self.registry.over,
+            )
+
+    def _trace_training(self, job_id: str, attempt: int, outcome: Outcome) -> None:
+        asked = self._place(job_id)
+        if self._traces is not None and asked is not None:
+            self._traces.record(
+                "train",
+                asked.beside(f"{job_id}/{attempt}/train"),
+                parent=asked.beside(f"{job_id}/{attempt}"),
+                start_ms=outcome.trained_ms - outcome.train_s * 1000,
+                end_ms=outcome.trained_ms,
+                job=job_id,
+                rows=outcome.rows,
+            )
 
     async def _refuse(self, job: JobRequested, reason: str) -> None:
         await self._fail(job, self.registry.attempts.get(job.job_id, 0), f"it can never run here: {reason}")
@@ -352,6 +399,7 @@ class Trainer:
             self._attempts.pop(job.job_id, None)
         match ended:
             case Done(outcome=outcome):
+                self._trace_training(job.job_id, number, outcome)
                 await asyncio.to_thread(trained.keep, self.folder(job.job_id), key, outcome)
                 await self._conclude_or_retry(job, number, to_blame + 1, outcome, champion)
             case Skipped(reason=reason):
@@ -488,14 +536,36 @@ class Trainer:
 
     async def _announce(self, conclusion: Conclusion) -> None:
         succeeded, event = conclusion.succeeded, conclusion.model_event
+        began_ms, asked = self._now_ms(), self._place(succeeded.job_id)
+        place = None if asked is None else asked.beside(event.event_id())
         if isinstance(event, ModelPublished):
             event = await asyncio.to_thread(self.keys.signed, event)
         if succeeded.job_id not in self.registry.succeeded:
             await self.bulletin.say(topics.JOBS.name, succeeded)
-        await self.bulletin.say(topics.MODELS.name, event)
+        await self.bulletin.say(topics.MODELS.name, event, place=place)
+        version = None
         if isinstance(event, ModelPublished):
-            await self.bulletin.say(topics.MODELS_CURRENT.name, event)
-        log.info("concluded", event_id=event.event_id(), published=isinstance(event, ModelPublished))
+            await self.bulletin.say(topics.MODELS_CURRENT.name, event, place=place)
+            version = event.manifest.version
+        log.info(
+            "concluded",
+            job=succeeded.job_id,
+            event_id=event.event_id(),
+            published=version is not None,
+            model=event.name,
+            model_version=version,
+        )
+        if self._traces is not None and asked is not None and place is not None:
+            self._traces.record(
+                "refuse" if version is None else "publish",
+                place,
+                parent=asked.beside(f"{succeeded.job_id}/{succeeded.attempt}"),
+                start_ms=began_ms,
+                end_ms=self._now_ms(),
+                job=succeeded.job_id,
+                model=event.name,
+                model_version=version or 0,
+            )
 
     async def _fail(self, job: JobRequested, attempt: int, reason: str, log_tail: str = "") -> None:
         log.warning("job failed", job=job.job_id, reason=reason)

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaProducer
 
 from ..contract import Announcement
 from ..envelope import wrap
+from ..trace import TRACEPARENT, Place
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +31,14 @@ class Announcer:
 
     def __init__(self, client: Mapping[str, Any], *, topic: str, source: str) -> None:
         self._client, self._topic, self._source = dict(client), topic, source
-        self._unsaid: deque[Announcement] = deque(maxlen=_REMEMBERED)
+        self._unsaid: deque[tuple[Announcement, Place | None]] = deque(maxlen=_REMEMBERED)
         self._something = asyncio.Event()
         self._nothing = asyncio.Event()
         self._nothing.set()
 
-    def say(self, event: Announcement) -> None:
-        """Have the event sent; returns at once."""
-        self._unsaid.append(event)
+    def say(self, event: Announcement, *, place: Place | None = None) -> None:
+        """Have the event sent, at its place of a trace if it has one; returns at once."""
+        self._unsaid.append((event, place))
         self._nothing.clear()
         self._something.set()
 
@@ -65,11 +66,14 @@ class Announcer:
         while True:
             await self._something.wait()
             while self._unsaid:
-                event = self._unsaid[0]
-                envelope = wrap(event, source=self._source, time_ms=int(time.time() * 1000))
+                unsaid = self._unsaid[0]
+                event, place = unsaid
+                extensions = None if place is None else {TRACEPARENT: place.traceparent}
+                now_ms = int(time.time() * 1000)
+                envelope = wrap(event, source=self._source, time_ms=now_ms, extensions=extensions)
                 key, value, headers = envelope.record()
                 await producer.send_and_wait(self._topic, key=key, value=value, headers=headers)
-                if self._unsaid and self._unsaid[0] is event:
+                if self._unsaid and self._unsaid[0] is unsaid:
                     self._unsaid.popleft()
             self._something.clear()
             self._nothing.set()

@@ -15,7 +15,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.structs import TopicPartition
 
-from .. import topics
+from .. import topics, trace
 from ..envelope import NotAnAnnouncement, open_record, unwrap
 from ..errors import Rejected, Retryable
 from ..model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted
@@ -54,6 +54,8 @@ class ModelFollower:
             a model that takes others is refused before it is fetched. None: no model is refused for that.
         max_bytes: an artifact that claims to be larger is refused unseen.
         timeout_s: longest wait for a store's connection or its next bytes.
+        tracer: an OpenTelemetry tracer; adoptions are recorded by it, in the trace that the model's event
+            names. None: no trace, and nothing of OpenTelemetry is needed.
         s3: of `s3://` stores: `endpoint`, `region`, `access_key_id`, `secret_access_key`; what is missing
             comes from the environment, as for AWS's own tools.
 
@@ -75,6 +77,7 @@ class ModelFollower:
         max_bytes: int = 2 * 2**30,
         timeout_s: float = 10.0,
         s3: Mapping[str, Any] | None = None,
+        tracer: Any | None = None,
     ) -> None:
         self.name = name
         self.service = service
@@ -93,6 +96,11 @@ class ModelFollower:
         self._memory = Memory(folder)
         self._newest: Manifest | None = None
         self._newest_event = b""
+        self._tracer = tracer
+        self._place: tuple[int, trace.Place | None] = (
+            0,
+            None,
+        )  # a version, and where its event lies in a trace
         self._fallback: tuple[Manifest, bytes] | None = None  # what was adopted before we began
         self._remembered_former: bytes | None = None  # and what had been adopted before that
         self._unknown_signer: bytes | None = None  # an event that waits for the list of keys to learn of one
@@ -204,6 +212,8 @@ class ModelFollower:
             return
         if isinstance(event, CurrentModel):
             self._consider(envelope.data)
+            if self._newest is not None and self._newest_event is envelope.data:
+                self._place = self._newest.version, trace.place_of(envelope.extensions.get(trace.TRACEPARENT))
 
     def _consider(self, event: bytes) -> None:
         """Make it the newest, if it is newer and signed as it must be: a forgery holds up no version."""
@@ -320,8 +330,11 @@ class ModelFollower:
         if self._pinned is None:
             await asyncio.to_thread(self._memory.keep, event)
         load_ms = (time.perf_counter() - began) * 1000
-        log.info("adopted %s version %s in %.0f ms", self.name, manifest.version, load_ms)
-        self._announcer.say(
+        ids = {"model": self.name, "model_version": manifest.version, "job": manifest.lineage.job_id}
+        log.info("adopted %s version %s in %.0f ms", self.name, manifest.version, load_ms, extra=ids)
+        self._say(
+            manifest,
+            "adopt",
             ModelAdopted(
                 name=self.name,
                 service=self.service,
@@ -330,8 +343,33 @@ class ModelFollower:
                 previous_version=previous.version if previous else None,
                 adopted_ms=_now_ms(),
                 load_ms=load_ms,
-            )
+            ),
+            took_ms=load_ms,
         )
+
+    def _say(
+        self, manifest: Manifest, what: str, event: ModelAdopted | AdoptionRefused, *, took_ms: float = 0.0
+    ) -> None:
+        """Announce it, in the trace of the model's event, and record it there if there is a tracer."""
+        version, place = self._place
+        place = place if version == manifest.version else None
+        if self._tracer is not None:
+            now_ms = time.time() * 1000
+            place = trace.record(
+                self._tracer,
+                what,
+                parent=place,
+                start_ms=now_ms - took_ms,
+                end_ms=now_ms,
+                attributes={
+                    "model": self.name,
+                    "model_version": manifest.version,
+                    "job": manifest.lineage.job_id,
+                    "service": self.service,
+                },
+                failed=event.reason if isinstance(event, AdoptionRefused) else "",
+            )
+        self._announcer.say(event, place=place)
 
     def _refuse(self, manifest: Manifest, error: Exception) -> None:
         """Say once for each version and kind of error why it was not taken."""
@@ -349,7 +387,7 @@ class ModelFollower:
             reason=reason,
             refused_ms=_now_ms(),
         )
-        self._announcer.say(self.last_refusal)
+        self._say(manifest, "refuse adoption", self.last_refusal)
 
 
 def _now_ms() -> int:

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -19,9 +20,12 @@ from infra.dataset import Dataset
 from infra.kafka.connection import Connection
 from infra.observe import metrics
 from infra.observe.instruments import Instruments
+from infra.observe.traces import Traces
 from schemas import topics
 from schemas.decision import Decision
 from schemas.envelope import wrap
+from schemas.job import JobRequested
+from schemas.trace import TRACEPARENT, Place, place_of
 from schemas.window import WindowAmended, WindowClosed
 from streams.announce.fold import Announced, Announcer, Commit
 from streams.announce.log import is_committed, keep, read_commit, recall
@@ -65,7 +69,9 @@ class Herald:
         *,
         configuration_sha256: str = "",
         instruments: Instruments | None = None,
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self._instruments = instruments or Instruments("worker")
         self.pipeline, self.uri, self.connection = pipeline, uri, connection
         self.totals = Announcements()
@@ -184,8 +190,11 @@ class Herald:
         if version % _SNAPSHOT_EVERY == 0:
             with contextlib.suppress(OSError):  # a full disk: the next announcer reads more of the log
                 await asyncio.to_thread(keep, self.pipeline, self.uri, announcer.progress)
+        said_ms = time.time() * 1000
+        if self._traces is not None:
+            announced = traced(announced, self._traces.beginning(f"{self.pipeline.name}@{version}"))
         self.totals.sent += await self._outbox.publish(announced, but_not=known)
-        self._count([each for each in announced if each.envelope.id not in known])
+        self._count([each for each in announced if each.envelope.id not in known], version, said_ms)
         known.clear()
         self.totals.version = version
         for stale in [v for v in self._waiting if v <= version]:
@@ -196,19 +205,44 @@ class Herald:
         self._instruments.took(metrics.ANNOUNCE_SECONDS, took_s, self.pipeline.name)
         return True
 
-    def _count(self, sent: Sequence[Announced]) -> None:
+    def _count(self, sent: Sequence[Announced], version: int, said_ms: float) -> None:
+        """To metrics, log and trace, once the cluster holds them."""
         name, count = self.pipeline.name, self._instruments.count
         for each in sent:
             count(metrics.ANNOUNCEMENTS, 1, name, each.topic)
+            ids = {"version": version}
             match each.said:
-                case WindowClosed():
+                case WindowClosed(window=window):
                     count(metrics.WINDOWS, 1, name, "closed")
-                case WindowAmended():
+                    said, ids = "window closed", {**ids, "window": str(window)}
+                case WindowAmended(window=window):
                     count(metrics.WINDOWS, 1, name, "amended")
-                case Decision(verdict=verdict):
+                    said, ids = "window amended", {**ids, "window": str(window)}
+                case Decision(verdict=verdict, window=window, job_id=job):
                     count(metrics.DECISIONS, 1, name, verdict)
+                    decided = {"window": str(window), "decision": each.envelope.id, "job": job}
+                    said, ids = "decided", {**ids, **decided, "verdict": verdict}
+                case JobRequested(job_id=job, decision_id=decision):
+                    said, ids = "job requested", {**ids, "job": job, "decision": decision}
                 case _:
-                    pass
+                    continue
+            log.info(said, **ids)
+            self._record(each, said, ids, said_ms)
+
+    def _record(self, each: Announced, said: str, ids: dict[str, Any], said_ms: float) -> None:
+        place = place_of(each.envelope.extensions.get(TRACEPARENT))
+        if self._traces is None or place is None:
+            return
+        beginning = self._traces.beginning(f"{self.pipeline.name}@{ids['version']}")
+        self._traces.record(
+            said,
+            place,
+            parent=beginning.beside(ids["decision"]) if said == "job requested" else beginning,
+            start_ms=said_ms,
+            end_ms=time.time() * 1000,
+            pipeline=self.pipeline.name,
+            **{name: value for name, value in ids.items() if value is not None},
+        )
 
     async def _say_standing(self, announcer: Announcer) -> None:
         """How far the pipeline is, if that is news and was not said just now."""
@@ -225,3 +259,20 @@ class Herald:
             await self._outbox.publish([Announced(topics.STANDINGS.name, envelope)])
         except KafkaError as error:  # of all that is announced nothing hangs on this
             log.warning("the pipeline's standing could not be said", error=str(error))
+
+
+def traced(announced: Sequence[Announced], beginning: Place) -> list[Announced]:
+    """Each with its place in the trace of the commit that it comes of."""
+    return [
+        replace(
+            each,
+            envelope=replace(
+                each.envelope,
+                extensions={
+                    **each.envelope.extensions,
+                    TRACEPARENT: beginning.beside(each.envelope.id).traceparent,
+                },
+            ),
+        )
+        for each in announced
+    ]
