@@ -32,6 +32,8 @@ class JobProcess:
 
     def __init__(self, number: int, channel: socket.socket, log_file: Path, standby: Standby) -> None:
         self.log_file = log_file
+        self.cpu_s: float | None = None
+        """What it computed, once it has ended; None before, and if the standby went with it."""
         self._number = number
         self._channel = channel
         self._standby = standby
@@ -74,8 +76,9 @@ class JobProcess:
         """Wait until it is gone. Its exit code, negative for a signal; None if the standby went with it."""
         return await asyncio.shield(self._ended)
 
-    def note_end(self, code: int | None) -> None:
+    def note_end(self, code: int | None, cpu_s: float | None = None) -> None:
         """The standby has reaped it, or is gone itself."""
+        self.cpu_s = cpu_s
         if not self._ended.done():
             self._ended.set_result(code)
 
@@ -145,7 +148,7 @@ class Standby:
             async for news in messages(reader, News):  # type: ignore[arg-type]
                 if isinstance(news, Ended):
                     if job := self._jobs.pop(news.number, None):
-                        job.note_end(news.code)
+                        job.note_end(news.code, news.cpu_s)
                 elif not warm.done():
                     warm.set_result(news)
         finally:

@@ -49,7 +49,7 @@ def read(experiment: Experiment, losses: Callable[[pl.DataFrame], np.ndarray | N
         NothingToTrainOn: the job is to be skipped.
         BadExperiment: the ranges overlap, or the label is not 0 and 1.
     """
-    training, evaluation = experiment.training, experiment.evaluation
+    training = experiment.training
     rows = _labelled(experiment, training, known_by_ms(experiment))
     _check_label(rows.get_column(label_of(experiment)))
     _check_enough(experiment, rows)
@@ -63,8 +63,13 @@ def read(experiment: Experiment, losses: Callable[[pl.DataFrame], np.ndarray | N
     )
     if chosen.height < rows.height:
         _check_enough(experiment, chosen)
-    judged = None if evaluation is None else _seen(_labelled(experiment, evaluation, None))
-    return Rows(_seen(chosen), judged, found)
+    return Rows(_seen(chosen), judged_rows(experiment), found)
+
+
+def judged_rows(experiment: Experiment) -> pl.DataFrame | None:
+    """The labelled rows that champion and challenger are judged on; None where the experiment names none."""
+    evaluation = experiment.evaluation
+    return None if evaluation is None else _seen(_labelled(experiment, evaluation, None))
 
 
 def known_by_ms(experiment: Experiment) -> int | None:

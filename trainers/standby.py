@@ -46,11 +46,12 @@ class Warm(Struct, frozen=True, kw_only=True, tag="warm"):
 
 
 class Ended(Struct, frozen=True, kw_only=True, tag="ended"):
-    """A job's process is gone. `code` is its exit code, negative for a signal."""
+    """A job's process is gone. `code` is its exit code, negative for a signal; `cpu_s` what it computed."""
 
     number: int
     code: int
     most_memory_bytes: int
+    cpu_s: float = 0.0
 
 
 News = Warm | Ended
@@ -167,6 +168,7 @@ class Server:
                 number=number,
                 code=os.waitstatus_to_exitcode(status),
                 most_memory_bytes=usage.ru_maxrss * 1024,
+                cpu_s=usage.ru_utime + usage.ru_stime,
             )
             self._control.sendall(packed(ended))
 

@@ -18,6 +18,7 @@ from infra.command import (
     metrics,  # noqa: F401
     models,  # noqa: F401
     page,  # noqa: F401
+    policies,  # noqa: F401
     redrive,  # noqa: F401
     rollback,  # noqa: F401
     sweep,  # noqa: F401

@@ -8,7 +8,7 @@ same ids, so after a crash the fold is simply taken up again where the topics en
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,8 @@ from schemas import topics
 from schemas.contract import Announcement
 from schemas.decision import Decision
 from schemas.envelope import ARROW_STREAM, Envelope, wrap
-from schemas.features import AsOf
+from schemas.features import AsOf, FeatureSpec
+from schemas.job import JobRequested
 from schemas.profile import Profile, WindowProfiled
 from schemas.window import Window, WindowAmended, WindowClosed, WindowExcluded, WindowIncluded
 from streams.closing import Closing, Turn
@@ -307,32 +308,16 @@ class Announcer:
         pipeline, progress = self.pipeline, self.progress
         if pipeline.train_when is None or pipeline.train is None:
             return []
-        fired, reason, evaluations = decide(pipeline.train_when, closed, progress.history, profile)
-        decision_id = f"{pipeline.name}/{closed.window}/decision"
-        job = None
-        if fired:
-            job = job_for(
-                pipeline.train,
-                pipeline.publish_when,
-                closed,
-                spec=self.spec,
-                newest_from_ms=progress.windows.newest_from_ms,
-                decision_id=decision_id,
-                configuration_sha256=self._configuration,
-                requested_ms=commit.time_ms,
-                excluded=[each.span for each in progress.excluded],
-                training_number=progress.history.yeses + 1,
-            )
-        seen = job.experiment.training if job else None
-        decision = Decision(
-            pipeline=pipeline.name,
-            window=closed.window,
-            verdict="not_evaluated" if fired is None else "yes" if fired else "no",
-            reason=reason,
-            evaluations=evaluations,
-            dataset_version=commit.version,
-            job_id=job.job_id if job else None,
-            training=Window(seen.start_ms, seen.end_ms) if seen else None,
+        decision, job = decided(
+            pipeline,
+            closed,
+            progress.history,
+            profile,
+            spec=self.spec,
+            newest_from_ms=progress.windows.newest_from_ms,
+            configuration_sha256=self._configuration,
+            requested_ms=commit.time_ms,
+            excluded=[each.span for each in progress.excluded],
         )
         progress.history = after_decision(progress.history, closed, decision, profile)
         announced = [self._say(topics.DECISIONS.name, decision, commit)]
@@ -363,6 +348,55 @@ class Announcer:
         progress.tail_from_ms = remember_from_ms(self.pipeline, progress)
         for topic, tail in progress.tail.items():
             progress.tail[topic] = tail.filter(pl.col("_time") >= progress.tail_from_ms)
+
+
+def decided(
+    pipeline: Pipeline,
+    closed: WindowClosed,
+    history: History,
+    profile: Profile,
+    *,
+    spec: FeatureSpec,
+    newest_from_ms: Callable[[int, int], int],
+    configuration_sha256: str,
+    requested_ms: int,
+    excluded: Sequence[Window] = (),
+) -> tuple[Decision, JobRequested | None]:
+    """What the pipeline's trigger says of a window that closed, and the job that a yes asks for.
+
+    `newest_from_ms` gives, of a count and a time, where the newest so many windows start that end by then;
+    `excluded` are the spans that no training reads now.
+    """
+    assert pipeline.train_when is not None
+    assert pipeline.train is not None
+    fired, reason, evaluations = decide(pipeline.train_when, closed, history, profile)
+    decision_id = f"{pipeline.name}/{closed.window}/decision"
+    job = None
+    if fired:
+        job = job_for(
+            pipeline.train,
+            pipeline.publish_when,
+            closed,
+            spec=spec,
+            newest_from_ms=newest_from_ms,
+            decision_id=decision_id,
+            configuration_sha256=configuration_sha256,
+            requested_ms=requested_ms,
+            excluded=excluded,
+            training_number=history.yeses + 1,
+        )
+    seen = job.experiment.training if job else None
+    decision = Decision(
+        pipeline=pipeline.name,
+        window=closed.window,
+        verdict="not_evaluated" if fired is None else "yes" if fired else "no",
+        reason=reason,
+        evaluations=evaluations,
+        dataset_version=closed.dataset_version,
+        job_id=job.job_id if job else None,
+        training=Window(seen.start_ms, seen.end_ms) if seen else None,
+    )
+    return decision, job
 
 
 def after_decision(
