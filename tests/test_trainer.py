@@ -55,6 +55,7 @@ from tests.trainer_fixtures import (
     TrainerProcess,
     a_job,
     experiment,
+    jobs_of,
     write_dataset,
     write_model_code,
 )
@@ -390,8 +391,7 @@ async def test_a_job_that_is_killed_from_outside_is_tried_again_after_a_pause(
     killed = a_job(dataset, "bad:waits", "killed", params=params)
     await seen.ask(killed)
     await seen.until((tmp_path / "mark").exists)
-    (standby,) = psutil.Process(trainer.pid).children()
-    (process,) = standby.children()
+    (process,) = jobs_of(trainer.pid)
     process.kill()
     retried = await seen.one(killed, JobRetried, JobFailed)
     assert isinstance(retried, JobRetried)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pynvml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
@@ -30,6 +31,7 @@ from schemas.envelope import NotAnAnnouncement, open_record, unwrap, wrap
 from schemas.features import AsOf, FeatureSpec, Label, Trailing
 from schemas.job import DatasetRange, Experiment, Gate, JobEvent, JobRequested, Resources
 from schemas.model import ModelPublished, ModelRefused
+from trainers.standby import JOB_NAME
 
 HOUR_MS = 3_600_000
 ROWS = 4_000
@@ -389,6 +391,11 @@ class Nvml:
         return "NVIDIA H200 MIG" if handle >= _SLICE else "NVIDIA H200"
 
 
+def jobs_of(trainer_pid: int) -> list[psutil.Process]:
+    """Processes of a trainer that are at a job."""
+    return [p for p in psutil.Process(trainer_pid).children(recursive=True) if p.name() == JOB_NAME]
+
+
 class Topics:
     """Every announcement on the trainer's topics, in the order of its partition, and a producer to ask."""
 
@@ -423,7 +430,7 @@ class Topics:
         key, value, headers = wrap(event, source="/test", time_ms=0).record()
         await self._producer.send_and_wait(topic, key=key, value=value, headers=headers)
 
-    async def until(self, ready: Callable[[], Any], *, timeout_s: float = 90.0) -> Any:
+    async def until(self, ready: Callable[[], Any], *, timeout_s: float = 180.0) -> Any:
         """Read on until `ready()` gives something."""
         async with asyncio.timeout(timeout_s):
             while not (found := ready()):
@@ -453,7 +460,7 @@ class Topics:
                 found.append(event)
         return found
 
-    async def one(self, job: JobRequested, *kinds: type[Announcement], timeout_s: float = 90.0) -> Any:
+    async def one(self, job: JobRequested, *kinds: type[Announcement], timeout_s: float = 180.0) -> Any:
         """Wait for the first such event of a job."""
         return (await self.until(lambda: self.of_job(job, *kinds), timeout_s=timeout_s))[0]
 

@@ -22,7 +22,7 @@ import torch
 
 from schemas.errors import Rejected, Retryable
 from trainers.assignment import Assignment, Began, Done, Failed, Progress, Report, Skipped, Yielded
-from trainers.channel import packed, receive
+from trainers.channel import decoder, packed, receive
 from trainers.checkpoint import Checkpoints, MadeRoom
 from trainers.ranks import in_ranks, lost_a_rank
 from trainers.rows import NothingToTrainOn
@@ -32,6 +32,7 @@ from trainers.work import perform
 _PROGRESS_EVERY_S = 0.1
 _NICENESS = 5
 _FIRST_TO_GO = "500"
+decoder(Assignment)  # made while the warm process imports this, for all that are forked from it
 
 
 def run(channel: socket.socket) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from schemas.errors import Retryable
 from trainers.assignment import Assignment, Done, Failed, Report, Skipped, Yielded
 from trainers.channel import messages, packed
-from trainers.standby import COMMAND, FORK, KILL, MAKE_ROOM, Ended, News, Warm
+from trainers.standby import BEGIN, COMMAND, KILL, MAKE_ROOM, Ended, News, Warm
 
 _LOG_TAIL_BYTES = 8_000
 _LOG_LIMIT_BYTES = 64 * 2**20
@@ -178,7 +178,7 @@ class Standby:
             ) from None
 
     async def begin(self, log_file: Path) -> JobProcess:
-        """Fork the process of one job.
+        """The process of one job: forked ahead, mostly.
 
         Raises:
             StandbyDied: there is nothing to fork from.
@@ -193,7 +193,7 @@ class Standby:
             # Appending, so that a log that is cut off really begins anew.
             log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o644)
             try:
-                command = COMMAND.pack(FORK, self._serial)
+                command = COMMAND.pack(BEGIN, self._serial)
                 socket.send_fds(self._control, [command], [theirs.fileno(), log])
             except OSError as error:
                 ours.close()

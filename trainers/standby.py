@@ -1,12 +1,13 @@
 """The warm process that jobs are forked from: run as `python -m trainers.standby`, by `trainers.process`.
 
 It imports once what every training needs (torch and the compiler behind its optimizers take 5 to 12 s of one
-core) and then does nothing but fork, kill and reap: a fork takes some 15 ms and its memory is shared. It
+core) and then does nothing but fork, kill and reap: a fork takes 15 ms, on a busy machine many times that,
+and its memory is shared. So one fork is always made ahead, and a job begins in it at once. The warm process
 computes nothing, so no pool of threads is up, and never touches a GPU: each fork is as good as a process of
 its own. (The allocator of polars has threads, and starts them anew in each fork.)
 
     control   a stream socket, its descriptor in argv: commands in, news out (`trainers.channel`)
-    command   b"F" + number, with two descriptors: fork a job; its own channel, and its log
+    command   b"B" + number, with two descriptors: begin a job; its own channel, and its log
               b"K" + number: kill that job with all that it started
               b"Y" + number: tell that job to make room (signal `YIELD`)
 """
@@ -25,16 +26,20 @@ import time
 import warnings
 from collections.abc import Callable
 from select import select
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from trainers.channel import packed
 
 COMMAND = struct.Struct(">cQ")
-FORK, KILL, MAKE_ROOM = b"F", b"K", b"Y"
+BEGIN, KILL, MAKE_ROOM = b"B", b"K", b"Y"
 YIELD = signal.SIGUSR1
 """Asks a job's process to keep its state and end. Before it has a handler it ends: it has no state yet."""
-_PR_SET_PDEATHSIG = 1
+WARM_NAME, SPARE_NAME, JOB_NAME = "tidemill warm", "tidemill spare", "tidemill job"
+"""What `top` and `ps` call the processes: at most 15 bytes."""
+_SPARE_AFTER_S, _SPARE_AGAIN_S = 0.02, 1.0
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
 class Warm(Struct, frozen=True, kw_only=True, tag="warm"):
@@ -69,6 +74,13 @@ def main(control: socket.socket) -> None:
     Server(control, run).serve()
 
 
+class _Spare(NamedTuple):
+    """A fork that has no job yet, and the line by which it gets one: its channel and its log."""
+
+    pid: int
+    line: socket.socket
+
+
 class Server:
     """Forks and reaps; `run` is what a fork does with its channel."""
 
@@ -76,18 +88,26 @@ class Server:
         self._control = control
         self._run = run
         self._pids: dict[int, int] = {}
+        self._spare: _Spare | None = None
+        self._no_spare_before_s = 0.0
+        self._lost: set[int] = set()
         self._prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(self._wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._call_myself(WARM_NAME)
 
     def serve(self) -> None:
         """Until the other side of the control socket is closed."""
         try:
             while True:
-                readable, _, _ = select([self._control, self._woken], [], [])
+                wait_s = None if self._spare else max(0.0, self._no_spare_before_s - time.monotonic())
+                readable, _, _ = select([self._control, self._woken], [], [], wait_s)
+                if not readable:  # nobody waits: time for the next one's process
+                    self._prepare()
+                    continue
                 if self._woken in readable:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._woken, 4096)
@@ -97,6 +117,8 @@ class Server:
         except ConnectionError:
             return
         finally:
+            if self._spare is not None:
+                _kill_group(self._spare.pid)
             for number in list(self._pids):
                 self._kill(number)
 
@@ -105,8 +127,12 @@ class Server:
         if len(data) < COMMAND.size:
             return False
         kind, number = COMMAND.unpack(data)
-        if kind == FORK:
-            self._fork(number, *descriptors)
+        if kind == BEGIN:
+            try:
+                self._begin(number, descriptors)
+            finally:
+                for each in descriptors:
+                    os.close(each)
         elif kind == MAKE_ROOM:
             if pid := self._pids.get(number):
                 with contextlib.suppress(ProcessLookupError):
@@ -115,19 +141,59 @@ class Server:
             self._kill(number)
         return True
 
-    def _fork(self, number: int, channel: int, log: int) -> None:
-        server = os.getpid()
-        with warnings.catch_warnings():
-            # Python 3.12 and later warn of any thread; the allocator's know about forks.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid == 0:
-            self._become_the_job(server, channel, log)  # never returns
-        os.close(channel)
-        os.close(log)
-        self._pids[number] = pid
+    def _prepare(self) -> None:
+        try:
+            self._spare = self._fork()
+        except OSError as error:
+            # Nothing hangs on it yet.
+            self._no_spare_before_s = time.monotonic() + _SPARE_AGAIN_S
+            print(f"no process can be made ahead: {error}", file=sys.stderr, flush=True)
 
-    def _become_the_job(self, server: int, channel: int, log: int) -> None:
+    def _begin(self, number: int, descriptors: list[int]) -> None:
+        """Give a job to the spare; to a new fork if that was killed meanwhile, or is not there yet."""
+        self._no_spare_before_s = time.monotonic() + _SPARE_AFTER_S  # the job's own start goes first
+        if self._spare is not None:
+            spare, self._spare = self._spare, None
+            if self._hand_over(spare, number, descriptors):
+                return
+            self._lost.add(spare.pid)
+        try:
+            fork = self._fork()
+        except OSError as error:
+            print(f"no process for a job: {error}", file=sys.stderr, flush=True)
+            # As if it had been killed at once: for want of memory, mostly. It is tried again.
+            self._control.sendall(packed(Ended(number=number, code=-signal.SIGKILL, most_memory_bytes=0)))
+            return
+        if not self._hand_over(fork, number, descriptors):
+            self._pids[number] = fork.pid  # its end will be told
+
+    def _hand_over(self, fork: _Spare, number: int, descriptors: list[int]) -> bool:
+        with fork.line:
+            try:
+                socket.send_fds(fork.line, [BEGIN], descriptors)
+            except OSError:
+                return False
+        self._pids[number] = fork.pid
+        return True
+
+    def _fork(self) -> _Spare:
+        server = os.getpid()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                with warnings.catch_warnings():
+                    # Python 3.12 and later warn of any thread; the allocator's know about forks.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                ours.close()
+                self._become_a_job(server, theirs)  # never returns
+        return _Spare(pid, ours)
+
+    def _become_a_job(self, server: int, line: socket.socket) -> None:
         code = 1
         try:
             os.setsid()  # a group of its own: it is killed with all that it starts
@@ -140,6 +206,15 @@ class Server:
             self._control.close()
             os.close(self._woken)
             os.close(self._wake)
+            self._call_myself(SPARE_NAME)
+            _, descriptors, _, _ = socket.recv_fds(line, 1, 2)
+            line.close()
+            code = 0
+            if len(descriptors) < 2:
+                return  # there is no job, and no warm process
+            code = 1
+            self._call_myself(JOB_NAME)
+            channel, log = descriptors
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.close(log)
@@ -153,13 +228,25 @@ class Server:
                 sys.stderr.flush()
             os._exit(code)
 
+    def _call_myself(self, name: str) -> None:
+        if self._prctl is not None:
+            self._prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
     def _kill(self, number: int) -> None:
         if pid := self._pids.get(number):
             _kill_group(pid)
 
     def _reap(self) -> None:
+        if self._spare is not None and _is_over(self._spare.pid):
+            # Killed from outside, perhaps for want of memory: not at once again.
+            self._spare.line.close()
+            self._lost.add(self._spare.pid)
+            self._spare, self._no_spare_before_s = None, time.monotonic() + _SPARE_AGAIN_S
+        for pid in [pid for pid in self._lost if _is_over(pid)]:
+            os.waitpid(pid, 0)
+            self._lost.remove(pid)
         for number, pid in list(self._pids.items()):
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if not _is_over(pid):
                 continue
             _kill_group(pid)  # what it left behind; its id is not given to others before it is reaped
             _, status, usage = os.wait4(pid, 0)
@@ -171,6 +258,10 @@ class Server:
                 cpu_s=usage.ru_utime + usage.ru_stime,
             )
             self._control.sendall(packed(ended))
+
+
+def _is_over(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _kill_group(pid: int) -> None:

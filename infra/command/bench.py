@@ -153,9 +153,14 @@ def jobs(
         int, typer.Option(min=0, help="Jobs in the queue, to time the schedule; 0: not.")
     ] = 1000,
     starts: Annotated[int, typer.Option(min=0, help="Jobs one after another, to time the start.")] = 30,
+    closes: Annotated[
+        int, typer.Option(min=0, help="Windows that a worker closes, each asking for a training.")
+    ] = 30,
     at_once: Annotated[int, typer.Option(min=0, help="Jobs at once, to see how fair it is.")] = 20,
     kinds: Annotated[int, typer.Option(min=1, help="Models that those are of.")] = 4,
-    kills: Annotated[int, typer.Option(min=0, help="kill -9 of trainer and jobs.")] = 20,
+    kills: Annotated[
+        int, typer.Option(min=0, help="kill -9 of trainer, jobs and what they are forked from.")
+    ] = 20,
     slots: Annotated[int, typer.Option(min=1, help="Jobs side by side.")] = 2,
     seed: Annotated[int, typer.Option(help="When and what is killed depends on it.")] = 0,
     to: To = None,
@@ -175,6 +180,7 @@ def jobs(
                 cache_dir=configured.cache_dir,
                 queued=queued,
                 starts=starts,
+                closes=closes,
                 jobs=at_once,
                 kinds=kinds,
                 kill=kills,
@@ -195,6 +201,7 @@ def jobs(
         "ended_more_than_once",
         "other_weights_than_undisturbed",
         "doubled_model_events",
+        "half_written_artifacts",
     )
     if any(found.get("kills", {}).get(name) for name in bad):
         raise typer.Exit(1)

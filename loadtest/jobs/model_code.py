@@ -10,12 +10,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from schemas.tabular import TabularNetwork
 from trainers.context import TrainingContext
 
+_ROWS = 256
+
 
 def train(ctx: TrainingContext) -> TabularNetwork:
-    """Logistic regression by AdamW; parameters `steps`, and `pause_s` after each."""
+    """A network by AdamW, on few rows; parameters `steps`, `pause_s` after each, and `hidden`, its width."""
     numbers = [{"name": "x", "mean": 0.0, "scale": 1.0}]
+    hidden = [int(ctx.params.get("hidden", 8))] * 2
     model = TabularNetwork(
-        {"categorical": [], "numeric": numbers, "calendar": None, "hidden": [8], "dropout": 0.1}
+        {"categorical": [], "numeric": numbers, "calendar": None, "hidden": hidden, "dropout": 0.1}
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     begin = 0
@@ -23,8 +26,8 @@ def train(ctx: TrainingContext) -> TabularNetwork:
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         begin = kept["step"]
-    inputs = model.encode(ctx.rows.to_dict(as_series=True))
-    truth = ctx.labels()
+    inputs = [t[:_ROWS] for t in model.encode(ctx.rows.to_dict(as_series=True))]
+    truth = ctx.labels()[:_ROWS]
     steps, pause_s = int(ctx.params["steps"]), float(ctx.params["pause_s"])
     for step in range(begin + 1, steps + 1):
         loss = binary_cross_entropy_with_logits(model(*inputs), truth)  # with dropout: chance is in it

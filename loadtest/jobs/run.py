@@ -1,13 +1,14 @@
-"""Four measurements of jobs: the schedule's own cost, the start, fairness, and kills."""
+"""Measurements of jobs: the schedule's own cost, the start, fairness, and kills."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
-import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,20 @@ from typing import Any
 import msgspec
 import psutil
 
+from loadtest.jobs.closes import close_to_start
 from loadtest.jobs.site import Site, site, spread
+from loadtest.jobs.watch import ArtifactWatch
 from schemas.examples import announced
 from schemas.job import JobFailed, JobRequested, Resources
 from trainers.admission import Host
 from trainers.devices import Gpu
 from trainers.registry import Registry
 from trainers.schedule import Start, Terms, promised, schedule
+from trainers.standby import JOB_NAME, SPARE_NAME, WARM_NAME
 
 GIB = 2**30
 _PATIENCE_S = 300.0
+_LAST_STEP_S = 20.0
 
 
 def scheduler_cost(queued: int) -> dict[str, float]:
@@ -121,42 +126,56 @@ async def fairness(here: Site, jobs: int, kinds: int) -> dict[str, Any]:
 
 
 async def kills(here: Site, count: int, *, seed: int, said: Callable[[str], None]) -> dict[str, Any]:
-    """kill -9 of the trainer and of jobs at random; then what must hold of every job that was asked for."""
+    """kill -9 at instants drawn from the seed; then what must hold of every job that was asked for.
+
+    Three in ten strike just after a job's last step, where its weights are written, judged and told of; the
+    others anywhere. Victims are jobs mostly, in one case of four the trainer, in one of ten the warm process
+    or its spare. The artifacts that a service could fetch are read over and over meanwhile, and must be what
+    their names say.
+    """
     chance = random.Random(seed)
     asked: list[JobRequested] = []
-    of_trainer = of_jobs = 0
-    while of_trainer + of_jobs < count:
-        open_jobs = sum(not here.ends()[job.job_id] for job in asked)
-        for _ in range(open_jobs, 2):
-            number = len(asked)
-            job = here.job(f"kill-{number}", f"killed-{number}", seed=number, steps=60, pause_s=0.05)
-            await here.ask(job)
-            asked.append(job)
-        await asyncio.sleep(chance.uniform(0.2, 1.5))
+    struck: Counter[str] = Counter()
+    watch = ArtifactWatch(here.artifacts)
+    watching = asyncio.create_task(watch.run())
+    try:
+        while (done := struck.total()) < count:
+            said(f"{done} of {count} kills, {len(asked)} jobs")
+            open_jobs = sum(not here.ends()[job.job_id] for job in asked)
+            for _ in range(open_jobs, here.cpus):
+                number = len(asked)
+                job = here.job(f"kill-{number}", f"killed-{number}", **_killed(number))
+                await here.ask(job)
+                asked.append(job)
+            late, kind = chance.random() < 0.3, _victim(chance)
+            if late:
+                told = len(here.finishing())
+                with contextlib.suppress(TimeoutError):
+                    await here.until(lambda told=told: len(here.finishing()) > told, limit_s=_LAST_STEP_S)
+            await asyncio.sleep(chance.uniform(0, 0.1) if late else chance.uniform(0.2, 1.5))
+            here.trainer.keep_alive()
+            if (victim := _processes(here.trainer.pid, chance).get(kind)) is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+                    struck[f"{kind} after a last step" if late else kind] += 1
+        # A trainer that was killed this moment may not have been found dead yet.
+        await asyncio.sleep(0.5)
         here.trainer.keep_alive()
-        victims = _jobs_of(here.trainer.pid)
-        if not victims:
-            continue
-        if chance.random() < 0.25:
-            os.kill(here.trainer.pid, signal.SIGKILL)
-            of_trainer += 1
-        else:
-            victims[chance.randrange(len(victims))].kill()
-            of_jobs += 1
-        said(f"{of_trainer + of_jobs} of {count} kills, {len(asked)} jobs")
-    # A trainer that was killed this moment may not have been found dead yet.
-    await asyncio.sleep(0.5)
-    here.trainer.keep_alive()
-    await here.until(lambda: all(here.ends()[job.job_id] for job in asked), limit_s=_PATIENCE_S)
-    said("the same once more, undisturbed")
-    calm = [here.job(f"calm-{n}", f"calm-{n}", seed=n, steps=60, pause_s=0.0) for n, _ in enumerate(asked)]
-    await here.ask(*calm)
-    await here.until(lambda: all(here.ends()[job.job_id] for job in calm), limit_s=_PATIENCE_S)
+        await here.until(lambda: all(here.ends()[job.job_id] for job in asked), limit_s=_PATIENCE_S)
+        said(f"the same {len(asked)} jobs once more, undisturbed")
+        calm = [here.job(f"calm-{n}", f"calm-{n}", **_killed(n, pause_s=0.0)) for n, _ in enumerate(asked)]
+        await here.ask(*calm)
+        await here.until(lambda: all(here.ends()[job.job_id] for job in calm), limit_s=_PATIENCE_S)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    await watch.look()
     weights, ends = here.weights(), here.ends()
     return {
-        "kills_of_the_trainer": of_trainer,
-        "kills_of_jobs": of_jobs,
+        "kills": dict(sorted(struck.items())),
         "jobs": len(asked),
+        "attempts": sum(here.attempts()[job.job_id] for job in asked),
+        "resumed_attempts": here.resumed(),
         "without_a_model": sum(job.job_id not in weights for job in asked),
         "ended_more_than_once": sum(ends[job.job_id] != 1 for job in asked),
         "other_weights_than_undisturbed": sum(
@@ -164,14 +183,31 @@ async def kills(here: Site, count: int, *, seed: int, said: Callable[[str], None
             for mine, theirs in zip(asked, calm, strict=True)
         ),
         "doubled_model_events": here.repeated_model_events(),
+        "artifacts_seen": len(watch.whole),
+        "looks_at_artifacts": watch.looks,
+        "half_written_artifacts": sorted(watch.broken),
     }
 
 
-def _jobs_of(trainer_pid: int) -> list[psutil.Process]:
+def _killed(number: int, *, pause_s: float = 0.05) -> dict[str, Any]:
+    """What a job that is to be killed does: seconds of steps, then a MiB of weights to write."""
+    return {"seed": number, "steps": 60, "pause_s": pause_s, "hidden": 500}
+
+
+def _victim(chance: random.Random) -> str:
+    (kind,) = chance.choices(("trainer", JOB_NAME, WARM_NAME, SPARE_NAME), weights=(25, 65, 5, 5))
+    return kind
+
+
+def _processes(trainer_pid: int, chance: random.Random) -> dict[str, psutil.Process]:
+    """One process of each kind that there is this moment."""
     try:
-        return [job for warm in psutil.Process(trainer_pid).children() for job in warm.children()]
+        trainer = psutil.Process(trainer_pid)
+        family = trainer.children(recursive=True)
+        chance.shuffle(family)
+        return {**{each.name(): each for each in family}, "trainer": trainer}
     except psutil.Error:
-        return []
+        return {}
 
 
 async def measure(
@@ -179,6 +215,7 @@ async def measure(
     cache_dir: Path,
     queued: int,
     starts: int,
+    closes: int,
     jobs: int,
     kinds: int,
     kill: int,
@@ -186,13 +223,13 @@ async def measure(
     seed: int,
     said: Callable[[str], None],
 ) -> dict[str, Any]:
-    """All four, those of a count of 0 left out."""
+    """All of them, those of a count of 0 left out."""
     load = os.getloadavg()
     found: dict[str, Any] = {"cores": os.cpu_count(), "load_average_before": [round(x, 2) for x in load]}
     if queued:
         said(f"scheduling {queued} jobs")
         found["scheduler"] = scheduler_cost(queued)
-    if not starts and not jobs and not kill:
+    if not starts and not closes and not jobs and not kill:
         return found
     with tempfile.TemporaryDirectory(prefix="tidemill-jobs-") as folder:
         said("starting a broker and a trainer")
@@ -200,6 +237,9 @@ async def measure(
             if starts:
                 said(f"starting {starts} jobs, one after another")
                 found["start"] = await start_latency(here, starts)
+            if closes:
+                said(f"closing {closes} windows, one after another")
+                found["close_to_start"] = await close_to_start(here, Path(folder), closes)
             if jobs:
                 said(f"{jobs} jobs of {kinds} kinds at once")
                 found["fairness"] = await fairness(here, jobs, kinds)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 from deltalake import write_deltalake
 
@@ -21,17 +21,18 @@ from infra.dataset import META
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
-from infra.submit import announce
+from infra.submit import SOURCE
 from infra.supervisor import Supervised, tidemill
 from schemas import topics
 from schemas.contract import Announcement
-from schemas.envelope import open_record, unwrap
+from schemas.envelope import open_record, unwrap, wrap
 from schemas.features import FeatureSpec, Label
 from schemas.job import (
     DatasetRange,
     Experiment,
     Gate,
     JobFailed,
+    JobProgress,
     JobRequested,
     JobSkipped,
     JobStarted,
@@ -81,14 +82,20 @@ class Site:
     """What was said, and how to ask for more."""
 
     connection: Connection
+    producer: AIOKafkaProducer
     dataset: Path
+    artifacts: Path
     trainer: Supervised
     cpus: int
     events: list[tuple[str, str, Announcement]] = field(default_factory=list)
     """(topic, event id, announcement), repeats included."""
+    seen_ms: dict[str, float] = field(default_factory=dict)
+    """When a job's request was read here first."""
     _fresh: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def job(self, job_id: str, model: str, *, seed: int, steps: int, pause_s: float) -> JobRequested:
+    def job(
+        self, job_id: str, model: str, *, seed: int, steps: int, pause_s: float, hidden: int = 8
+    ) -> JobRequested:
         """A small job on the CPU."""
         cut_ms = _ROWS * _STEP_MS * 3 // 4
         span = {"uri": str(self.dataset), "version": 0}
@@ -99,7 +106,7 @@ class Site:
             training=DatasetRange(**span, start_ms=0, end_ms=cut_ms),
             evaluation=DatasetRange(**span, start_ms=cut_ms, end_ms=_ROWS * _STEP_MS),
             spec=SPEC,
-            params={"steps": steps, "pause_s": pause_s},
+            params={"steps": steps, "pause_s": pause_s, "hidden": hidden},
             seed=seed,
             gate=Gate(tolerance=1.0),
             resources=Resources(device="cpu", memory_bytes=2**28, time_limit_s=120),
@@ -108,8 +115,10 @@ class Site:
         return JobRequested(job_id=job_id, experiment=experiment, decision_id=None, requested_ms=now_ms)
 
     async def ask(self, *jobs: JobRequested) -> None:
-        """Request jobs; on return the cluster holds the requests."""
-        await announce(self.connection, jobs)
+        """Request jobs, as a worker does, whose producer is up; on return the cluster holds the requests."""
+        for job in jobs:
+            key, value, headers = wrap(job, source=SOURCE, time_ms=job.requested_ms).record()
+            await self.producer.send_and_wait(topics.JOBS.name, key=key, value=value, headers=headers)
 
     async def until(self, ready: Callable[[], bool], *, limit_s: float) -> None:
         """Wait until `ready`, asked again with each piece of news."""
@@ -126,8 +135,15 @@ class Site:
             for tp, records in (await consumer.getmany(timeout_ms=100)).items():
                 for record in records:
                     envelope = open_record(record.key, record.value, record.headers)
-                    self.events.append((tp.topic, envelope.id, unwrap(envelope)))
+                    event = unwrap(envelope)
+                    self.events.append((tp.topic, envelope.id, event))
+                    if isinstance(event, JobRequested):
+                        self.seen_ms.setdefault(event.job_id, time.time() * 1000)
                 self._fresh.set()
+
+    def asked(self) -> dict[str, JobRequested]:
+        """What was asked for, by job."""
+        return {e.job_id: e for _, _, e in self.events if isinstance(e, JobRequested)}
 
     def started(self) -> dict[str, JobStarted]:
         """The first start of each job."""
@@ -136,6 +152,23 @@ class Site:
             if isinstance(event, JobStarted):
                 found.setdefault(event.job_id, event)
         return found
+
+    def attempts(self) -> Counter[str]:
+        """How often each job was begun."""
+        return Counter(
+            j for j, _ in {(e.job_id, e.attempt) for _, _, e in self.events if isinstance(e, JobStarted)}
+        )
+
+    def resumed(self) -> int:
+        """How many attempts went on from a state that an earlier one had kept."""
+        return len(
+            {(e.job_id, e.attempt) for _, _, e in self.events if isinstance(e, JobStarted) and e.resumed}
+        )
+
+    def finishing(self) -> set[tuple[str, int]]:
+        """Attempts whose last step is done."""
+        said = (e for _, _, e in self.events if isinstance(e, JobProgress))
+        return {(e.job_id, e.attempt) for e in said if e.step == e.of}
 
     def ends(self) -> Counter[str]:
         """How many ends each job has: different events, not repeats of one."""
@@ -171,7 +204,7 @@ async def site(folder: Path, *, cache_dir: Path, slots: int) -> AsyncIterator[Si
     write_dataset(dataset)
     with EmbeddedBroker(folder / "kafka", cache_dir=cache_dir) as broker:
         connection = Connection(bootstrap_servers=broker.bootstrap_servers)
-        await ensure(_FOLLOWED, connection)
+        await ensure(topics.TOPICS, connection)
         environment = {
             "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
             "TIDEMILL_PATHS__HOME": str(folder / "home"),
@@ -186,11 +219,13 @@ async def site(folder: Path, *, cache_dir: Path, slots: int) -> AsyncIterator[Si
         consumer = AIOKafkaConsumer(
             **connection.client_arguments(), enable_auto_commit=False, fetch_max_wait_ms=20
         )
+        producer = AIOKafkaProducer(**connection.client_arguments(), enable_idempotence=True, acks="all")
         await consumer.start()
+        await producer.start()
         tps = [TopicPartition(t.name, 0) for t in _FOLLOWED]
         consumer.assign(tps)
         await consumer.seek_to_beginning(*tps)
-        here = Site(connection, dataset, trainer, slots)
+        here = Site(connection, producer, dataset, folder / "home/artifacts", trainer, slots)
         following = asyncio.create_task(here.follow(consumer))
         trainer.start()
         try:
@@ -202,6 +237,7 @@ async def site(folder: Path, *, cache_dir: Path, slots: int) -> AsyncIterator[Si
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
             await consumer.stop()
+            await producer.stop()
             await asyncio.to_thread(trainer.stop)
 
 
