@@ -231,6 +231,13 @@ class Store(_Section):
     """0: a free one."""
     public_url: str | None = None
     """What model events name, if services reach the store by another address."""
+    vacuum: bool = True
+    """The trainer removes artifacts that nobody can still ask for, like `tidemill models vacuum` by hand."""
+    keep_hours: PositiveInt = 168
+    """An artifact stays at least so long after it was put there, and after its version was the newest."""
+    keep_versions: PositiveInt = 20
+    """So many of the newest versions of each model stay, for rollbacks and `tidemill reproduce`."""
+    vacuum_interval_ms: PositiveInt = 3_600_000
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Store:

@@ -13,6 +13,8 @@ from schemas.errors import Rejected, Retryable
 
 ENDING = ".safetensors"
 _NAME = re.compile(r"([0-9a-f]{64})" + re.escape(ENDING))
+_STAGED = re.compile(r"\.[0-9a-f]{64}" + re.escape(ENDING) + r"\.[0-9a-f]+")
+"""What `infra.atomic_file` writes to before a file has its name; a kill leaves it behind."""
 
 
 class ArtifactCorrupt(Rejected):
@@ -102,3 +104,19 @@ class ArtifactStore:
             self.path(digest).unlink(missing_ok=True)
         except OSError as error:
             raise StoreAway(f"cannot remove {self.path(digest)}: {error}") from error
+
+    def tidy(self, *, older_than_ms: int) -> int:
+        """Delete what writes left behind that a kill cut off, if it is older; gives how many.
+
+        Raises:
+            StoreAway: it cannot be deleted.
+        """
+        count = 0
+        try:
+            for path in self.folder.iterdir() if self.folder.exists() else ():
+                if _STAGED.fullmatch(path.name) and path.stat().st_mtime_ns // 1_000_000 < older_than_ms:
+                    path.unlink(missing_ok=True)
+                    count += 1
+        except OSError as error:
+            raise StoreAway(f"cannot tidy {self.folder}: {error}") from error
+        return count

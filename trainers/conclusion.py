@@ -8,7 +8,9 @@ lost with the machine, the job is run again, and its events bear the same ids wh
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -24,6 +26,7 @@ from trainers.gate import judge
 FILE = "conclusion.json"
 LARGEST_BYTES = 1_900_000
 """Of a model event: the topics take 2 MiB a record."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
 class ModelTooWordy(Rejected):
@@ -134,6 +137,13 @@ def measures(outcome: Outcome) -> dict[str, float]:
 
 def _version(manifest: Manifest | None) -> int:
     return 0 if manifest is None else manifest.version
+
+
+def folder_of(jobs: Path, job_id: str) -> Path:
+    """A job's own folder: its log, its checkpoint, and its conclusion."""
+    if _PLAIN_NAME.fullmatch(job_id):
+        return jobs / job_id
+    return jobs / hashlib.sha256(job_id.encode()).hexdigest()
 
 
 def write_down(folder: Path, conclusion: Conclusion) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from datetime import timedelta
 from typing import Any
 
@@ -37,13 +38,16 @@ class ObjectStore:
         self._store = store
         self.address = address.rstrip("/") + "/"
 
-    async def put(self, content: bytes) -> str:
+    async def put(self, content: bytes, *, digest: str | None = None) -> str:
         """Keep the bytes and read them back; gives their SHA-256. Keeping them again is harmless.
+
+        Args:
+            digest: their SHA-256, where the caller has it.
 
         Raises:
             StoreNotWritable: it is away, full, or refuses; nothing of the artifact is there.
         """
-        digest = hashlib.sha256(content).hexdigest()
+        digest = digest or hashlib.sha256(content).hexdigest()
         try:
             await obstore.put_async(self._store, _name(digest), content)
             came_back = await self._read(digest)
@@ -91,6 +95,31 @@ class ObjectStore:
             pass
         except _FAILED as error:
             raise StoreAway(f"cannot remove artifact {digest} in {self.address}: {short(error)}") from error
+
+    async def probe(self) -> None:
+        """Put an object there that is no artifact, read it back, see it listed, and remove it.
+
+        Raises:
+            StoreAway: one of these does not go; the message says which, and why.
+        """
+        name, content = f".probe-{secrets.token_hex(8)}", secrets.token_bytes(64)
+        doing = "written"
+        try:
+            await obstore.put_async(self._store, name, content)
+            try:
+                doing = "read back"
+                answer = await obstore.get_async(self._store, name)
+                if bytes(await answer.bytes_async()) != content:
+                    raise StoreAway(f"{self.address} gave back other bytes than were put")
+                doing = "listed"
+                async for _ in obstore.list(self._store, chunk_size=1):
+                    break
+            finally:
+                removing, doing = doing, "removed"
+                await obstore.delete_async(self._store, name)
+                doing = removing
+        except _FAILED as error:
+            raise StoreAway(f"{self.address}{name} cannot be {doing}: {short(error)}") from error
 
     async def _read(self, digest: str) -> bytes:
         answer = await obstore.get_async(self._store, _name(digest))

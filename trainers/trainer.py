@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
-import re
 import time
 from collections.abc import Callable, Coroutine, Set
 from dataclasses import replace
@@ -39,7 +37,7 @@ from trainers.assignment import Assignment, Began, Done, Failed, Outcome, Skippe
 from trainers.attempt import Attempt
 from trainers.bulletin import Bulletin
 from trainers.code import source_sha256
-from trainers.conclusion import Conclusion, conclude, read_back, write_down
+from trainers.conclusion import Conclusion, conclude, folder_of, read_back, write_down
 from trainers.devices import Survey, survey
 from trainers.keys import KeyFolder
 from trainers.memory import own_bytes
@@ -51,6 +49,7 @@ from trainers.schedule import Merge, Preempt, Refuse, Start, Terms, promised, sc
 from trainers.stores import Stores
 from trainers.telling import Telling
 from trainers.tuning import SweepStopped, Tuning, is_trial_of
+from trainers.vacuum import Retention, keep_vacuuming
 
 log = logger(__name__)
 
@@ -59,7 +58,6 @@ SWEEP_FILE = "sweep.journal"
 _LONGEST_PAUSE_S = 60.0
 _LOOK_AGAIN_S = 0.5
 _SWEEP_AGAIN_S = 2.0
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
 def _ask_nvml() -> Survey:
@@ -126,6 +124,7 @@ class Trainer:
         self._planned_at = (-1, -1, 0.0)
         self._ends = 0
         self._concluding = asyncio.Lock()
+        self._retention = Retention.of(settings.store)
         read_by(self, instruments, now_ms=now_ms)
 
     async def start(self) -> None:
@@ -170,6 +169,11 @@ class Trainer:
 
     async def run(self) -> None:
         """Admit and run jobs until cancelled."""
+        vacuuming = asyncio.create_task(
+            keep_vacuuming(
+                self._connection, self._stores, self._retention, jobs=self._jobs, trusted=self.keys.trusted()
+            )
+        )
         try:
             warm = await self.standby.warm()
             self._host = replace(self._host, torch_knows_cuda=warm.cuda is not None)
@@ -189,9 +193,9 @@ class Trainer:
                     async with asyncio.timeout(_LOOK_AGAIN_S):
                         await self.bulletin.changed.wait()
         finally:
-            for task in self._tasks.values():
+            for task in (vacuuming, *self._tasks.values()):
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(vacuuming, *self._tasks.values(), return_exceptions=True)
 
     async def _say_current(self, *, signed_by: Set[str] = frozenset()) -> None:
         """Tell the current topic what the history has beyond it: somebody died between the two."""
@@ -506,12 +510,13 @@ class Trainer:
     async def _conclude(
         self, job: JobRequested, attempt: int, outcome: Outcome, judged_against: Manifest | None
     ) -> None:
-        # The bytes that the event promises, read back by whoever promises them.
-        await asyncio.to_thread(self._stores.folder.get, outcome.sha256)
+        stored = self._stores.remote is None
+        if stored or job.experiment.purpose == "trial":
+            # The bytes that the event promises, read back by whoever promises them. Else the upload does so.
+            await asyncio.to_thread(self._stores.folder.get, outcome.sha256)
         if job.experiment.purpose == "trial":
             await self.tell.scored(job.job_id, attempt, outcome)
             return
-        stored = self._stores.remote is None
         while True:
             async with self._concluding, publishing(self._jobs):
                 await self.bulletin.caught_up()
@@ -579,6 +584,4 @@ class Trainer:
 
     def folder(self, job_id: str) -> Path:
         """A job's own folder: its log, and its conclusion."""
-        if _PLAIN_NAME.fullmatch(job_id):
-            return self._jobs / job_id
-        return self._jobs / hashlib.sha256(job_id.encode()).hexdigest()
+        return folder_of(self._jobs, job_id)

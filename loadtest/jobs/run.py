@@ -154,7 +154,9 @@ async def kills(here: Site, count: int, *, seed: int, said: Callable[[str], None
                     await here.until(lambda told=told: len(here.finishing()) > told, limit_s=_LAST_STEP_S)
             await asyncio.sleep(chance.uniform(0, 0.1) if late else chance.uniform(0.2, 1.5))
             here.trainer.keep_alive()
-            if (victim := _processes(here.trainer.pid, chance).get(kind)) is not None:
+            there = _processes(here.trainer.pid, chance)
+            # In the middle of a job, not of a start.
+            if JOB_NAME in there and (victim := there.get(kind)) is not None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     victim.kill()
                     struck[f"{kind} after a last step" if late else kind] += 1
