@@ -10,8 +10,8 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from infra.kafka import EmbeddedBroker
+from loadtest.page.browser import WAY_OUT
 from schemas.errors import TidemillError
-from tests.browser import WAY_OUT
 
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
 

@@ -15,7 +15,7 @@ from infra.command.app import answers, app, console, settings
 
 bench = typer.Typer(
     name="bench",
-    help="Measure: ingest and training beside others, faults, drift, jobs.",
+    help="Measure: ingest and training beside others, faults, drift, jobs, the page.",
     no_args_is_help=True,
 )
 app.add_typer(bench)
@@ -265,3 +265,45 @@ def train(
     console.print(f"written to {file}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(result.as_json()))
+
+
+@bench.command()
+def page(
+    minutes: Annotated[float, typer.Option(min=0.5, help="The demo is looked at for so long.")] = 60.0,
+    stay_s: Annotated[
+        float, typer.Option("--stay-seconds", min=0.1, help="A view is looked at so long, then the next.")
+    ] = 3.0,
+    home: Annotated[Path | None, typer.Option(help="Keep data and logs there.")] = None,
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """Whether the page grows: a browser looks at a demo for an hour; its heap and the page's memory."""
+    from infra import atomic_file
+    from loadtest.ingest.result import now
+    from loadtest.page.run import run
+
+    with console.status("") as status:
+        held = run(minutes=minutes, stay_s=stay_s, home=home and home.absolute(), said=status.update)
+    found = held.as_json()
+    file = (to or settings().paths.home / "bench") / f"page-{now():%Y-%m-%dT%H%M%S}.json"
+    atomic_file.write_text(file, json.dumps(found, indent=2))
+    grown = held.growth
+    if grown is None:
+        console.print("fewer than four rounds over all views: too short to say whether anything grows")
+    else:
+        table = Table("", "second quarter, MiB", "last quarter, MiB", "times")
+        for name, (before, after) in {"the page's process": grown.page_mib, **grown.heap_mib}.items():
+            table.add_row(name, f"{before:.1f}", f"{after:.1f}", f"{after / before:.2f}")
+        console.print(table)
+        console.print("views: the browser's JavaScript heap after a collection; medians of each quarter")
+    console.print(
+        f"{held.events:,} events, {held.days_played} windows, {held.models} models were on the page",
+        highlight=False,
+    )
+    for error in held.errors:
+        console.print(f"[red]{error}[/]", highlight=False, soft_wrap=True)
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(found))
+    if not held.holds():
+        raise typer.Exit(1)

@@ -23,6 +23,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 def demo(
     days: Annotated[int, typer.Option(min=1, max=364, help="Play so many days of 2013.")] = 364,
     fresh: Annotated[bool, typer.Option(help="Delete what an earlier demo left, and begin anew.")] = False,
+    day_seconds: Annotated[
+        float, typer.Option(min=0, help="Let a day last so long at least, to watch it on the page.")
+    ] = 0.0,
     home: Annotated[Path | None, typer.Option(help="Folder for all that the demo writes.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +38,7 @@ def demo(
     configured = settings()
     if fresh:
         begin_afresh(configured.paths.home)
-    report, scores = Demo(configured, days=days, console=console).run()
+    report, scores = Demo(configured, days=days, day_s=day_seconds, console=console).run()
     (configured.paths.home / "report.json").write_text(json.dumps(report.as_json(), indent=2))
     show(report, scores, console, as_json=as_json)
 

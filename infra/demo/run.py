@@ -54,10 +54,16 @@ class Demo:
     """One run over `days` of 2013, everything in `settings.paths.home`."""
 
     def __init__(
-        self, settings: Settings, *, days: int, console: Console, on_day: Callable[[int], None] | None = None
+        self,
+        settings: Settings,
+        *,
+        days: int,
+        console: Console,
+        day_s: float = 0.0,
+        on_day: Callable[[int], None] | None = None,
     ) -> None:
         self.settings = settings
-        self.days = days
+        self.days, self.day_s = days, day_s
         self.console = console
         self.home = settings.paths.home
         self._on_day = on_day or (lambda _: None)
@@ -136,17 +142,25 @@ class Demo:
         try:
             with self._progress(first) as advance:
                 for day in range(max(first - 1, 0), self.days):
+                    day_began_s = time.monotonic()
                     if day >= first:
                         await player.play(day)
                     await self._settle(observer, producer, day)
                     advance(day, observer.seen)
                     self._on_day(day)
+                    await self._linger(day_began_s + self.day_s)
             await self._until_answered(observer)
             return await self._report(observer.seen, player, began)
         finally:
             await player.stop()
             await observer.stop()
             await producer.stop()
+
+    async def _linger(self, until_s: float) -> None:
+        """Let a day last as long as it was asked to; what is killed meanwhile is started again."""
+        while (left_s := until_s - time.monotonic()) > 0:
+            self._keep_alive()
+            await asyncio.sleep(min(left_s, 1.0))
 
     async def _settle(self, observer: Observer, producer: AIOKafkaProducer, day: int) -> None:
         """Wait until the day's window is decided on, and what was decided is done and adopted."""

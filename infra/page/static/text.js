@@ -3,6 +3,8 @@
 export const number = (value, digits = 0) =>
   value === null || value === undefined ? "" : value.toLocaleString("en", { maximumFractionDigits: digits });
 
+export const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+
 export const score = (value) => (value === null || value === undefined ? "" : Number(value.toPrecision(4)).toString());
 
 export const percent = (share) => `${(share * 100).toLocaleString("en", { maximumFractionDigits: 1 })} %`;

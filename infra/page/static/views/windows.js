@@ -2,7 +2,7 @@
 
 import { facts, h, parts, table } from "../dom.js";
 import { plot } from "../plot.js";
-import { number, percent, span, time } from "../text.js";
+import { counted, number, percent, span, time } from "../text.js";
 
 export function mount(root) {
   const show = parts(root, pipeline);
@@ -23,7 +23,7 @@ function pipeline({ name }) {
     { title: "labelled", number: true, cell: (w) => (w.rows ? percent(w.labelled / w.rows) : "") },
     { title: "refused", number: true, cell: (w) => number(w.rejected) },
     { title: "dropped", number: true, cell: (w) => number(w.dropped) },
-    { title: "amended", cell: (w) => (w.amended ? `${w.amended} times by ${number(w.late_rows)} late rows` : "") },
+    { title: "amended", cell: (w) => (w.amended ? `${w.amended === 1 ? "once" : `${number(w.amended)} times`} by ${counted(w.late_rows, "late row")}` : "") },
     { title: "dataset version", number: true, cell: (w) => number(w.dataset_version) },
   ], (w) => w.id);
   return {
