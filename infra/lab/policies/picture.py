@@ -45,11 +45,16 @@ def draw(result: Result, path: Path) -> Path:
 
 def _scatter(axis: Axes, result: Result, name: str, costs: list[float]) -> None:
     scores = [each.measures[result.measure] or 0.0 for each in result.standings]
+    # Policies that trained the same are one point, with all their names.
+    points: dict[tuple[float, float], list[Standing]] = {}
     for each, cost, score in zip(result.standings, costs, scores, strict=True):
+        points.setdefault((cost, score), []).append(each)
+    for (cost, score), those in points.items():
+        each = next((s for s in those if s.policy.name == result.best), those[0])
         axis.plot(cost, score, "o", ms=8 if each.efficient else 5, color=_colour(each, result))
         axis.annotate(
-            each.policy.name, (cost, score), xytext=(5, 4), textcoords="offset points", fontsize=7,
-            color=_colour(each, result),
+            ", ".join(s.policy.name for s in those), (cost, score), xytext=(5, -9),
+            textcoords="offset points", fontsize=7, color=_colour(each, result),
         )  # fmt: skip
     front = sorted((c, s) for e, c, s in zip(result.standings, costs, scores, strict=True) if e.efficient)
     axis.plot(*zip(*front, strict=True), "-", lw=1, color=_EFFICIENT, alpha=0.6, label="efficient", zorder=0)
@@ -61,7 +66,8 @@ def _scatter(axis: Axes, result: Result, name: str, costs: list[float]) -> None:
     )
     axis.set_xlabel(name)
     axis.grid(alpha=0.25)
-    axis.margins(x=0.12)
+    axis.margins(x=0.2)
+    axis.set_xlim(left=0)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, loc="lower right")
 
