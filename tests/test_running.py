@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from infra.dataset import Dataset
 from infra.kafka.connection import Connection
 from infra.kafka.read import read_to_end
 from infra.observe.metrics import of_part, series_of
@@ -22,6 +24,7 @@ from schemas.envelope import Envelope, open_record
 from tests.running_fixtures import Road, road, sums
 from tests.worker_fixtures import wait_until
 
+DAY_MS = 86_400_000
 BAD_BASKET = {"visit_id": "odd", "at": 1_704_067_200_000, "shop": "north", "basket": -5.0}
 
 
@@ -201,3 +204,36 @@ def test_without_its_cluster_a_process_lives_and_is_not_ready_and_comes_back(pla
     for part in played.parts.values():
         wait_until(part.is_ready, f"the {part.name} is ready again", within_s=90)
         assert part.end() == 0
+
+
+def test_a_backup_that_is_restored_goes_on_without_loss_or_doubling(played: Road) -> None:
+    """After the test above, which ended worker and trainer."""
+    for part in played.parts.values():
+        part.end()
+    told = json.loads(played.tidemill("dataset", "backup", "--to", "backup", "--json"))
+    again = json.loads(played.tidemill("dataset", "backup", "--to", "backup", "--json"))
+    assert told["copied_files"] == told["files"] > 0
+    assert (again["version"], again["copied_files"]) == (told["version"], 0)
+    shutil.rmtree(played.home / "dataset")
+    restored = json.loads(played.tidemill("dataset", "restore", "backup", "--json"))
+    assert restored["version"] == told["version"]
+
+    visits = [json.loads(line) for line in (played.project / "kiosk.visits.ndjson").read_text().splitlines()]
+    later = [
+        {**visit, "visit_id": f"later-{visit['visit_id']}", "at": visit["at"] + 3 * DAY_MS}
+        for visit in visits
+    ]
+    (played.project / "later.ndjson").write_text("".join(json.dumps(visit) + "\n" for visit in later))
+    played.tidemill("push", "kiosk.visits", "later.ndjson", "--pipeline", "pipeline.py")
+    worker = played.start("worker")
+    wait_until(
+        lambda: sums(worker.samples(), "tidemill_worker_events_total", topic="kiosk.visits") >= len(later),
+        "what was pushed since is committed",
+    )
+    worker.end()
+    dataset = Dataset(played.home / "dataset" / "kiosk")
+    rows = dataset.rows("kiosk.visits", version=dataset.newest_version(), start_ms=0, end_ms=2**62)
+    assert rows.height == rows.get_column("visit_id").n_unique() == len(visits) + len(later)
+    # Before the restore and after it: each window is announced once, by its id.
+    ids = [e.id for e in events_of(played, topics.WINDOWS.name) if e.id.startswith("kiosk/")]
+    assert len(ids) == len(set(ids)) > 12

@@ -6,6 +6,7 @@ import signal
 import sys
 
 from infra.command import (
+    backup,  # noqa: F401
     bench,  # noqa: F401  (importing registers the commands)
     commands,  # noqa: F401
     data,  # noqa: F401

@@ -21,7 +21,7 @@ Name = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
-def _uri(configured: Settings, name: str | None) -> str:
+def dataset_uri(configured: Settings, name: str | None) -> str:
     """The dataset of that pipeline, or the only one there is."""
     folder = configured.paths.dataset
     known = sorted(p.parent.name for p in folder.glob("*/_delta_log")) if folder.is_dir() else []
@@ -43,7 +43,7 @@ def history(
     """What its versions say of themselves, the newest first."""
     from infra.dataset import Dataset
 
-    uri = _uri(settings(), name)
+    uri = dataset_uri(settings(), name)
     read = Dataset(uri)
     newest = read.newest_version()
     said = [
@@ -105,7 +105,7 @@ def compact(
     from streams.ledger.compaction import compact as compact_once
 
     configured = settings()
-    uri = _uri(configured, name)
+    uri = dataset_uri(configured, name)
     made = []
     with console.status("compacting …") as status:
         while done := compact_once(
@@ -141,7 +141,7 @@ def vacuum(
     from streams.ledger.retention import vacuum as vacuum_once
 
     configured = settings()
-    uri = _uri(configured, name)
+    uri = dataset_uri(configured, name)
     connection = find_cluster(configured)
     if connection is None:
         raise InvalidConfiguration(
