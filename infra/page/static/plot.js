@@ -5,6 +5,8 @@ import { score, time } from "./text.js";
 
 const HEIGHT = 210;
 const NUMBERS = 15;
+// Steps and versions are whole numbers: an axis has no 1.5 of them.
+const WHOLE = Array.from({ length: 12 }, (_, power) => [1, 2, 5].map((n) => n * 10 ** power)).flat();
 const drawings = new Set();
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -38,7 +40,7 @@ export function plot(title, { x = "time", bars = false, from0 = true, unit = "" 
     drawn = new uPlot({
       width: place.clientWidth, height: HEIGHT, ms: 1, tzDate: (ms) => uPlot.tzDate(new Date(ms), "Etc/UTC"),
       scales: { x: { time: x === "time" }, y: { range: (_u, low, high) => low === null ? [0, 1] : uPlot.rangeNum(from0 ? Math.min(0, low) : low, high === low ? low + 1 : high, 0.1, true) } },
-      axes: [x === "time" ? { ...axis, values: ticks, space: 90 } : axis, { ...axis, size: 60 }],
+      axes: [x === "time" ? { ...axis, values: ticks, space: 90 } : { ...axis, incrs: WHOLE }, { ...axis, size: 60 }],
       series: [
         { label: x === "time" ? "UTC" : x, value: (_u, v) => (v === null ? "" : shownX(v)) },
         ...series.map((one, at) => ({
