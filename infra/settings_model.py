@@ -156,7 +156,8 @@ class Worker(_Section):
     """A partition silent for so long holds no window open any more."""
     metadata_max_age_ms: PositiveInt = 30_000
     """How soon partitions that were added to a topic are noticed."""
-    polars_threads: PositiveInt = 2
+    polars_threads: PositiveInt | None = None
+    """Threads that Polars computes with; unset: as many as there are cores, or POLARS_MAX_THREADS."""
     web_port: Port | None = None
     """Faust's web server on the loopback interface; unset: none."""
     metrics_port: Port | None = None
@@ -205,6 +206,8 @@ class Trainer(_Section):
     """Before the second attempt; doubled with each further one, up to a minute."""
     yield_grace_s: PositiveFloat = 5.0
     """How long a job that is to make room may take to keep its state."""
+    environment_for_jobs: tuple[str, ...] = ()
+    """Variables that jobs are handed although they begin with `TIDEMILL_` or `AWS_`, by their whole names."""
     metrics_port: Port | None = None
     """Where `/metrics`, `/live` and `/ready` are served, on `metrics.host`; 0: a free one, unset: nowhere."""
 

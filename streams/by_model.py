@@ -90,6 +90,8 @@ class Following:
         names: of models.
         stores: base addresses of artifact stores.
         trusted_keys: a file of public keys; None believes whoever may write to the cluster.
+        s3: how stores on S3 are reached: `endpoint`, `region`, `access_key_id`, `secret_access_key`; what is
+            missing is taken from the environment, as AWS's own tools do.
 
     Raises:
         InvalidConfiguration: no store is named.
@@ -104,6 +106,7 @@ class Following:
         service: str,
         cache_dir: Path,
         trusted_keys: Path | None = None,
+        s3: Mapping[str, Any] | None = None,
     ) -> None:
         if names and not stores:
             raise InvalidConfiguration(
@@ -120,6 +123,7 @@ class Following:
                 service=service,
                 cache_dir=cache_dir,
                 trusted_keys=trusted_keys,
+                s3=s3,
             )
             for name in sorted(names)
             if follower is not None

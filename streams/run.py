@@ -16,6 +16,8 @@ def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
 
     Any further arguments are Faust's own.
     """
+    if settings.worker.polars_threads is not None:  # read when Polars computes for the first time
+        os.environ["POLARS_MAX_THREADS"] = str(settings.worker.polars_threads)
     connection = find_cluster(settings)
     if connection is not None:
         os.environ["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers

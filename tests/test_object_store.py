@@ -7,17 +7,29 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from infra.command.store_check import artifact_store
+from infra.doctor import Check
+from infra.kafka import EmbeddedBroker
+from infra.kafka.connection import Connection
 from infra.kafka.ports import free_port
-from infra.settings_model import Store
+from infra.kafka.topics import ensure
+from infra.settings_model import Paths, Settings, Store
 from loadtest.faults.disk import Disk
+from schemas import topics
 from schemas.errors import InvalidConfiguration
+from schemas.raw import Flight
+from streams.app import _models
+from streams.pipeline import Pipeline, Source
+from streams.tag import by_model
+from streams.window import Tumbling
+from tests.client_fixtures import Cluster, published, weights
 from tests.s3_fixtures import BUCKET, S3Server, raw_server, s3_server
 from trainers.artifact import ArtifactCorrupt, ArtifactStore, StoreAway, StoreNotWritable
 from trainers.object_store import ObjectStore, object_store
@@ -200,3 +212,50 @@ def test_the_secret_may_lie_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "secret").unlink()
     with pytest.raises(InvalidConfiguration, match="secret_access_key_file"):
         object_store(settings)
+
+
+def test_the_doctor_writes_reads_and_removes_an_object_or_says_what_does_not_go(server: S3Server) -> None:
+    def looked(**changes: Any) -> Check:
+        address = f"s3://{BUCKET}/looked"
+        (check,) = artifact_store(Settings(store=Store(**{**server.settings, "address": address, **changes})))
+        return check
+
+    assert list(artifact_store(Settings())) == []
+    assert looked().ok
+    assert not [file for file in server.files if "looked" in str(file)]
+    wrong = looked(secret_access_key="another")
+    assert not wrong.ok
+    assert f"s3://{BUCKET}/looked/.probe-" in wrong.detail
+    assert "written" in wrong.detail
+    assert "another" not in wrong.detail + wrong.remedy
+    assert not looked(address="s3://no-such-bucket/looked").ok
+    away = looked(endpoint=f"http://127.0.0.1:{free_port()}")
+    assert not away.ok
+    assert "store.endpoint" in away.remedy
+
+
+async def test_a_worker_takes_the_model_that_tags_its_rows_from_the_store_of_the_settings(
+    server: S3Server, kafka: EmbeddedBroker, tmp_path: Path, topic: Callable[[str], str]
+) -> None:
+    name, connection = topic("tags"), Connection(bootstrap_servers=kafka.bootstrap_servers)
+    await ensure(topics.TOPICS, connection)
+    store = Store(**{**server.settings, "address": f"s3://{BUCKET}/tags"})
+    settings = Settings(paths=Paths(home=tmp_path), store=store)
+    tagged = Pipeline(
+        name="asked",
+        source=Source("flights.scheduled", schema=Flight, event_time="scheduled", key="flight_id"),
+        tag=[by_model("late", name, above=0.5)],
+        window=Tumbling("1h"),
+    )
+    digest = await of_folder(server, "tags").put(content := weights(1))
+    async with Cluster(kafka.bootstrap_servers) as cluster:
+        await cluster.say(published(name, 1, content, store=f"s3://{BUCKET}/tags/"))
+        following = _models(settings, connection, tagged)
+        assert following is not None
+        await following.start()
+        try:
+            answers = following.current(name)
+            assert answers is not None
+            assert (answers.version, answers.sha256) == (1, digest)  # type: ignore[attr-defined]
+        finally:
+            await following.stop()

@@ -59,8 +59,8 @@ async def test_a_store_that_is_away_is_a_failed_job_and_costs_no_second_training
             nosy = a_job(dataset, "bad:looks_around", "nosy")
             await seen.ask(nosy)
             tail = (await seen.one(nosy, JobFailed)).log_tail
-            assert "TIDEMILL_PATHS__HOME" in tail
-            assert "TIDEMILL_STORE__" not in tail
+            assert "PATH" in tail
+            assert "TIDEMILL_" not in tail
 
             again = a_job(dataset, "good:train", "away")
             await seen.ask(again)

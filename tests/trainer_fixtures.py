@@ -163,7 +163,7 @@ def hoards(ctx):
         time.sleep(0.01)
 
 def looks_around(ctx):
-    print("seen:", " ".join(sorted(name for name in os.environ if name.startswith("TIDEMILL_"))))
+    print("seen:", " ".join(sorted(os.environ)))
     print("open:", " ".join(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
                             if os.path.exists(f"/proc/self/fd/{fd}")))
     raise ValueError("looked around")
@@ -473,6 +473,7 @@ class TrainerProcess:
         self.log_file = home / "trainer.log"
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TIDEMILL_")},
+            "AWS_OF_THE_TRAINER": "alone",
             "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
             "TIDEMILL_PATHS__HOME": str(home),
             "TIDEMILL_TRAINER__PROGRESS_INTERVAL_MS": "1",

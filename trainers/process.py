@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from schemas.errors import Retryable
@@ -19,8 +19,10 @@ from trainers.standby import BEGIN, COMMAND, KILL, MAKE_ROOM, Ended, News, Warm
 _LOG_TAIL_BYTES = 8_000
 _LOG_LIMIT_BYTES = 64 * 2**20
 _LOG_LOOK_S = 1.0
-_NOT_FOR_JOBS = ("TIDEMILL_KAFKA__", "TIDEMILL_PATHS__SIGNING_KEYS", "TIDEMILL_STORE__")
-"""Settings that begin so are the trainer's alone: how it proves who it is, to the cluster and to services."""
+_NOT_FOR_JOBS = ("TIDEMILL_", "AWS_")
+"""Variables that begin so are the trainer's alone: how it proves who it is, to the cluster, to S3 and to
+services, and where its keys and settings lie. A job is told all that it needs by its assignment.
+"""
 
 
 class StandbyDied(Retryable):
@@ -96,8 +98,10 @@ class JobProcess:
 class Standby:
     """Keeps one warm process, from which every job is forked."""
 
-    def __init__(self, log_file: Path) -> None:
+    def __init__(self, log_file: Path, *, handed_on: Sequence[str] = ()) -> None:
+        """Args: `handed_on` names variables of the trainer's own that jobs are to have all the same."""
         self.log_file = log_file
+        self._handed_on = frozenset(handed_on)
         self._jobs: dict[int, JobProcess] = {}
         self._serial = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -134,7 +138,11 @@ class Standby:
                 stdout=log,
                 stderr=log,
                 pass_fds=(theirs.fileno(),),
-                env={name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_JOBS)},
+                env={
+                    name: value
+                    for name, value in os.environ.items()
+                    if name in self._handed_on or not name.startswith(_NOT_FOR_JOBS)
+                },
                 start_new_session=True,  # Ctrl-C is the trainer's to handle
             )
         self._control = ours.dup()

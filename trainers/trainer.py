@@ -95,7 +95,9 @@ class Trainer:
         self.tell = Telling(
             self.bulletin, now_ms=now_ms, progress_interval_ms=settings.trainer.progress_interval_ms
         )
-        self.standby = Standby(settings.paths.jobs / "standby.log")
+        self.standby = Standby(
+            settings.paths.jobs / "standby.log", handed_on=settings.trainer.environment_for_jobs
+        )
         self._connection = connection
         self._options = settings.trainer
         self._jobs = settings.paths.jobs

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -245,10 +246,11 @@ def topics(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look at everything that Tidemill needs here; say what is wrong and what to do."""
+    from infra.command.store_check import artifact_store
     from infra.doctor import examine
 
-    checks = []
-    for found in examine(settings()):
+    configured, checks = settings(), []
+    for found in chain(examine(configured), artifact_store(configured)):
         checks.append(found)
         if not as_json:
             answers.print(f"{'[green]ok[/]  ' if found.ok else '[red]no[/]  '}{found.name}: {found.detail}")
