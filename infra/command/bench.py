@@ -170,10 +170,10 @@ def jobs(
     import asyncio
 
     from infra import atomic_file
-    from loadtest.ingest.result import now
+    from loadtest.ingest.result import command_line, now
     from loadtest.jobs.run import measure
 
-    configured = settings()
+    configured, began = settings(), now()
     with console.status("") as status:
         found = asyncio.run(
             measure(
@@ -189,7 +189,8 @@ def jobs(
                 said=status.update,
             )
         )
-    file = (to or configured.paths.home / "bench") / f"jobs-{now():%Y-%m-%dT%H%M%S}.json"
+    found = {"began": f"{began:%Y-%m-%dT%H:%M:%S%z}", "command": command_line(), "seed": seed, **found}
+    file = (to or configured.paths.home / "bench") / f"jobs-{began:%Y-%m-%dT%H%M%S}.json"
     atomic_file.write_text(file, json.dumps(found, indent=2))
     if as_json:
         print(json.dumps(found))
