@@ -24,27 +24,32 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def create_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step, on disk when it returns, unless there is something already.
+def create_bytes(path: Path, content: bytes, *, flushed: bool = True) -> None:
+    """Put `content` at `path` in one step, unless there is something already.
+
+    Args:
+        flushed: it is on disk when this returns; else the caller must `flush` file and folder.
 
     Raises:
         FileExistsError: somebody was first; what he put there stays.
     """
-    staged = _staged(path, content)
+    staged = _staged(path, content, flushed=flushed)
     try:
         os.link(staged, path)
-        flush(path.parent)
+        if flushed:
+            flush(path.parent)
     finally:
         staged.unlink(missing_ok=True)
 
 
-def _staged(path: Path, content: bytes) -> Path:
+def _staged(path: Path, content: bytes, *, flushed: bool = True) -> Path:
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with staged.open("wb") as out:
             out.write(content)
             out.flush()
-            os.fsync(out.fileno())
+            if flushed:
+                os.fsync(out.fileno())
     except BaseException:
         staged.unlink(missing_ok=True)
         raise

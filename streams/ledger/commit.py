@@ -8,6 +8,7 @@ somebody else is a zombie and stops.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -23,6 +24,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from infra.dataset import COMMIT_METADATA, META, transaction_name
 from infra.exclusion import EXCLUSION
 from schemas.errors import InvalidConfiguration, Retryable
+from streams.ledger.entry import add, entry, path_of, put, transactions, write_file
 
 Partition = tuple[str, int]
 """Topic and partition."""
@@ -86,9 +88,10 @@ class Ledger:
         """
         self.uri = str(uri)
         self.schema = pl.Schema({**META, **schema})
-        # What the table's transactions say at the handle's version: each costs a scan to ask for.
+        # What the table's transactions say at this version: each costs a scan to ask for.
         self._said: dict[str, int | None] = {}
         self._table = self._open()
+        self._version = self._table.version()
 
     def _open(self) -> DeltaTable:
         try:
@@ -118,13 +121,13 @@ class Ledger:
 
     def version(self) -> int:
         """Newest version that this handle has seen."""
-        return self._table.version()
+        return self._version
 
     def refresh(self) -> None:
         """See what others have committed."""
-        before = self._table.version()
         self._table.update_incremental()
-        if self._table.version() != before:
+        if self._table.version() != self._version:
+            self._version = self._table.version()
             self._said.clear()
 
     def position(self, partition: Partition) -> int | None:
@@ -146,6 +149,9 @@ class Ledger:
 
     def _ask(self, app: str) -> int | None:
         if app not in self._said:
+            if self._table.version() != self._version:
+                # Exactly there: what was asked before and what is asked now are of one version.
+                self._table.load_as_version(self._version)
             self._said[app] = self._table.transaction_version(app)
         return self._said[app]
 
@@ -176,39 +182,75 @@ class Ledger:
         said |= {transaction_name("idle", *p): advances[p].next for p in idle}
         if pipeline_watermark_ms is not None:
             said[_PIPELINE] = pipeline_watermark_ms
+        version = self._version + 1
         if excludes:
-            # Without retries it is the next version, or none.
-            said[EXCLUSION] = self._table.version() + 1
-        properties = CommitProperties(
-            custom_metadata={COMMIT_METADATA: msgspec.json.encode(metadata).decode()},
-            max_commit_retries=0,
-            app_transactions=[Transaction(app, version) for app, version in said.items()],
-        )
+            said[EXCLUSION] = version
         self._check_fence(advances)
         try:
-            write_deltalake(
-                self._table,
-                rows.select(self.schema.names()),
-                mode="append",
-                commit_properties=properties,
-                post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
-            )
-        except CommitFailedError as error:
+            self._append(version, rows.select(self.schema.names()), said, metadata)
+        except (FileExistsError, CommitFailedError) as error:
             self.refresh()
             self._check_fence(advances)
             raise Overtaken(f"another worker committed to {self.uri} first: try again") from error
-        except (DeltaError, OSError) as error:
+        except (DeltaError, pl.exceptions.PolarsError, OSError) as error:
             self.refresh()
             # The commit itself may have been made, and what comes after it failed: then the fence says so.
-            make_durable(self.uri, self._table.version())
+            make_durable(self.uri, self._version)
             self._check_fence(advances)
             raise DatasetNotWritable(
                 f"commit to {self.uri} failed, nothing was written: {error}; free space or mend the store"
             ) from error
         self._said |= said
-        version = self._table.version()
+        self._version = version
         make_durable(self.uri, version)
         return version
+
+    def _append(
+        self, version: int, rows: pl.DataFrame, said: Mapping[str, int], metadata: Mapping[str, Any]
+    ) -> None:
+        """Make that version, or leave nothing.
+
+        Raises:
+            FileExistsError, CommitFailedError: it is there already.
+            DeltaError, PolarsError, OSError: it could not be written.
+        """
+        account = msgspec.json.encode(metadata).decode()
+        if "://" in self.uri:
+            self._append_in_store(version, rows, said, account)
+            return
+        root = Path(self.uri)
+        files = [write_file(root, rows)] if rows.height else []
+        actions = [*transactions(said), *(add(file, rows) for file in files)]
+        try:
+            put(root, version, entry("WRITE", actions, account), flushed=False)
+        except OSError as error:
+            # Unless the entry is there, and names them.
+            if isinstance(error, FileExistsError) or not path_of(root, version).exists():
+                for file in files:
+                    file.unlink(missing_ok=True)
+            raise
+        if version % CHECKPOINT_EVERY == 0:
+            # Without one a reader has more entries to go through, and the next one makes up for it.
+            with contextlib.suppress(DeltaError, OSError):
+                DeltaTable(self.uri, version=version).create_checkpoint()
+
+    def _append_in_store(
+        self, version: int, rows: pl.DataFrame, said: Mapping[str, int], account: str
+    ) -> None:
+        """By deltalake, which knows how each store fences; without retries it is that version, or none."""
+        if self._table.version() != version - 1:
+            self._table.load_as_version(version - 1)
+        write_deltalake(
+            self._table,
+            rows,
+            mode="append",
+            commit_properties=CommitProperties(
+                custom_metadata={COMMIT_METADATA: account},
+                max_commit_retries=0,
+                app_transactions=[Transaction(app, number) for app, number in said.items()],
+            ),
+            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+        )
 
     def _check_fence(self, advances: Mapping[Partition, Advance]) -> None:
         for partition, advance in advances.items():
@@ -223,11 +265,11 @@ def make_durable(uri: str, version: int) -> None:
         return
     root = Path(uri)
     log = root / "_delta_log"
-    entry = log / f"{version:020d}.json"
-    added = [root / action["add"]["path"] for action in _actions(entry) if "add" in action]
+    said = log / f"{version:020d}.json"
+    added = [root / action["add"]["path"] for action in _actions(said) if "add" in action]
     added = [file for file in added if file.exists()]  # of an old version they may be vacuumed
     checkpoints = [*log.glob(f"{version:020d}.checkpoint*"), *log.glob("_last_checkpoint")]
-    _fsync_all([*added, entry, *(checkpoints if version % CHECKPOINT_EVERY == 0 else []), root, log])
+    _fsync_all([*added, said, *(checkpoints if version % CHECKPOINT_EVERY == 0 else []), root, log])
     if version == 0:
         _fsync_all([root.parent])
 
@@ -237,20 +279,20 @@ def _check_whole(root: Path) -> None:
 
     Delta takes an entry of no bytes for a commit that does nothing: its rows would be gone without a word.
     """
-    entry = max((root / "_delta_log").glob("[0-9]*.json"), default=None)
-    if entry is None:
+    newest = max((root / "_delta_log").glob("[0-9]*.json"), default=None)
+    if newest is None:
         return
     way_out = (
         "restore it, or move the entry away to go back to the version before; "
         "what came later is then read again from Kafka"
     )
     try:
-        actions = _actions(entry)
+        actions = _actions(newest)
         info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
         said = json.loads(info.get(COMMIT_METADATA, "{}"))
     except (ValueError, StopIteration) as error:
         raise DatasetNotWhole(
-            f"log entry {entry} is not whole ({error or 'no commitInfo'}), as after a power cut: {way_out}"
+            f"log entry {newest} is not whole ({error or 'no commitInfo'}), as after a power cut: {way_out}"
         ) from error
     expected = {
         transaction_name("offset", *_partition(name)): ends[1]
@@ -261,17 +303,17 @@ def _check_whole(root: Path) -> None:
     if any(found.get(app) != version for app, version in expected.items()) or (
         len(files) < info.get("operationMetrics", {}).get("num_added_files", 0)
     ):
-        raise DatasetNotWhole(f"log entry {entry} is not whole (actions are missing): {way_out}")
+        raise DatasetNotWhole(f"log entry {newest} is not whole (actions are missing): {way_out}")
     for file in files:
         path = root / file["path"]
         if not path.is_file() or path.stat().st_size != file["size"]:
             raise DatasetNotWhole(
-                f"{path} is not the file of {file['size']} bytes that log entry {entry} added: {way_out}"
+                f"{path} is not the file of {file['size']} bytes that log entry {newest} added: {way_out}"
             )
 
 
-def _actions(entry: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in entry.read_text().splitlines()]
+def _actions(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _fsync_all(paths: Iterable[Path]) -> None:

@@ -24,10 +24,11 @@ from typing import Any
 import polars as pl
 from deltalake import DeltaTable
 
-from infra.atomic_file import create_bytes, flush
-from infra.dataset import COMMIT_METADATA, open_table
+from infra.atomic_file import flush
+from infra.dataset import open_table
 from schemas.errors import Rejected, Retryable
 from streams.ledger.commit import CHECKPOINT_EVERY, make_durable
+from streams.ledger.entry import Action, add, entry, put
 
 # Files of one class differ in size by no more than this factor: so a row is rewritten a few times in all.
 _CLASS = 8
@@ -162,47 +163,24 @@ def _read(table: DeltaTable, root: Path, chosen: Sequence[dict[str, Any]]) -> pl
 def _entry(chosen: Sequence[dict[str, Any]], made: Path, rows: pl.DataFrame) -> bytes:
     """The log entry, by the Delta protocol: the same rows (`dataChange` false) in one file for these."""
     now_ms = int(time.time() * 1000)
-    nothing = {"partitionValues": {}, "dataChange": False}
-    stated = [c for c in ("_source", "_partition", "_offset", "_time") if rows.height]
-    add = {
-        "path": made.name,
-        "size": made.stat().st_size,
-        "modificationTime": now_ms,
-        "stats": json.dumps(
-            {
-                "numRecords": rows.height,
-                "minValues": {c: rows.get_column(c).min() for c in stated},
-                "maxValues": {c: rows.get_column(c).max() for c in stated},
-                "nullCount": dict.fromkeys(stated, 0),
-            }
-        ),
-        **nothing,
-    }
-    info = {
-        "timestamp": now_ms,
-        "operation": "OPTIMIZE",
-        "operationParameters": {},
-        "operationMetrics": {"num_added_files": 1, "num_removed_files": len(chosen)},
-        COMMIT_METADATA: json.dumps({"compacted": {"files": len(chosen), "rows": rows.height}}),
-    }
-    actions: list[dict[str, Any]] = [{"commitInfo": info}]
-    actions += [
+    removed: list[Action] = [
         {
             "remove": {
                 "path": c["path"],
                 "size": c["size_bytes"],
                 "deletionTimestamp": now_ms,
                 "extendedFileMetadata": True,
-                **nothing,
+                "partitionValues": {},
+                "dataChange": False,
             }
         }
         for c in chosen
     ]
-    actions.append({"add": add})
-    return "".join(json.dumps(action) + "\n" for action in actions).encode()
+    said = json.dumps({"compacted": {"files": len(chosen), "rows": rows.height}})
+    return entry("OPTIMIZE", [*removed, add(made, rows, is_new=False)], said)
 
 
-def _commit(root: Path, seen: int, removed: set[str], entry: bytes) -> int:
+def _commit(root: Path, seen: int, removed: set[str], content: bytes) -> int:
     """Put the entry behind the newest one; appends that come first are let by. Gives its version."""
     log = root / "_delta_log"
     for _ in range(_TRIES):
@@ -210,19 +188,19 @@ def _commit(root: Path, seen: int, removed: set[str], entry: bytes) -> int:
             _check_unchanged(newer, removed)
             seen += 1
         try:
-            create_bytes(log / f"{seen + 1:020d}.json", entry)
+            put(root, seen + 1, content)
         except FileExistsError:
             continue
         return seen + 1
     raise CompactionOvertaken(f"{_TRIES} commits to {root} came first: compact it later")
 
 
-def _check_unchanged(entry: Path, removed: set[str]) -> None:
+def _check_unchanged(other: Path, removed: set[str]) -> None:
     """Nobody took one of these files out, or changed what the table is, since it was looked at."""
     try:
-        actions = [json.loads(line) for line in entry.read_text().splitlines()]
+        actions = [json.loads(line) for line in other.read_text().splitlines()]
     except ValueError as error:
-        raise CompactionOvertaken(f"log entry {entry} is not whole yet ({error})") from error
+        raise CompactionOvertaken(f"log entry {other} is not whole yet ({error})") from error
     for action in actions:
         if "metaData" in action or "protocol" in action or action.get("remove", {}).get("path") in removed:
-            raise CompactionOvertaken(f"log entry {entry} changes what was to be compacted")
+            raise CompactionOvertaken(f"log entry {other} changes what was to be compacted")
