@@ -148,8 +148,9 @@ class Worker(_Section):
     """A worker silent for so long loses its partitions to the others."""
     batch_rows: PositiveInt = 50_000
     """Most rows that one step of the pipeline and one commit handle."""
-    batch_bytes: PositiveInt = 64 * 1024 * 1024
-    """Most uncompressed bytes of record values in one batch; a batch never splits a record."""
+    batch_bytes: PositiveInt = 16 * 1024 * 1024
+    """Most bytes of record values in one batch; a batch never splits a record. It is what bounds a batch of
+    Arrow records, each of which counts as one row above but holds thousands."""
     coalesce_ms: NonNegativeInt = 5
     """How long a batch that is not full waits for more."""
     idle_timeout_ms: PositiveInt = 30_000

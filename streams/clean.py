@@ -51,11 +51,22 @@ class Rule:
     reason: Reason = "rule"
     detail: str
     unit: str = ""
+    holds: tuple[str, ...] = ()
+    """Where `keep` asks for nothing but a value in these columns."""
     place: Place = field(default_factory=here, compare=False)
 
     def columns(self) -> list[str]:
         """Columns that the rule reads."""
         return self.keep.meta.root_names()
+
+    def keep_of(self, schema: pl.Schema) -> pl.Expr:
+        """`keep`, written for columns of these types: as text a number costs ten times its own comparison."""
+        if not self.holds or any(name not in schema for name in self.holds):
+            return self.keep
+        return pl.all_horizontal(
+            pl.col(name).str.len_bytes() > 0 if schema[name] == pl.String else pl.col(name).is_not_null()
+            for name in self.holds
+        )
 
 
 DEDUPE = "dedupe"
@@ -80,6 +91,7 @@ def require(*columns: str) -> Rule:
         keep=pl.all_horizontal(present),
         reason="missing",
         detail=f"{', '.join(columns)} must hold a value",
+        holds=columns,
     )
 
 
@@ -168,7 +180,7 @@ def failures(rows: pl.DataFrame, rules: Sequence[Rule]) -> pl.Series:
         return pl.Series("failed", [None] * rows.height, dtype=pl.UInt32)
     first = pl.coalesce(
         *(
-            pl.when(~r.keep.fill_null(value=False)).then(pl.lit(i, dtype=pl.UInt32))
+            pl.when(~r.keep_of(rows.schema).fill_null(value=False)).then(pl.lit(i, dtype=pl.UInt32))
             for i, r in enumerate(rules)
         )
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable
 
+import numpy as np
 import polars as pl
 
 Read = Callable[[int, int], pl.DataFrame]
 """Key and `_time` of the dataset's rows of a source with event time in [start_ms, end_ms)."""
 
 _EVER_MS = -(2**62)
+_HASH = "_hash"
 
 
 class Seen:
@@ -44,27 +46,28 @@ class Seen:
 
     def repeats(self, rows: pl.DataFrame) -> pl.Series:
         """True for a row that repeats one of the dataset, or one that was kept before it in this frame."""
-        asked = rows.select(self.key, "_time").with_row_index("_index")
-        repeated = self._in_dataset(asked)
-        mask = asked.select(pl.col("_index").is_in(repeated.implode()).alias("repeats")).to_series()
-        several = asked.with_columns(mask).filter(pl.col(self.key).is_duplicated())
-        if several.height == 0:
+        asked = self._hashed(rows.select(self.key, "_time").with_row_index("_index"))
+        seen = [part for part in (self._older(asked), self._seen) if part is not None and part.height]
+        # Nearly every key is new: its hash comes once. Only for the others is looked for more closely.
+        again = _more_than_once([asked.get_column(_HASH), *(part.get_column(_HASH) for part in seen)])
+        suspect = asked.filter(pl.col(_HASH).is_in(again.implode()))
+        mask = pl.repeat(False, asked.height, dtype=pl.Boolean, eager=True)
+        if suspect.height == 0:
             return mask
-        return mask.scatter(self._within_frame(several), True)
+        found = [self._near(suspect, part.filter(pl.col(_HASH).is_in(again.implode()))) for part in seen]
+        repeated = pl.concat(found).unique() if found else pl.Series("_index", [], dtype=pl.UInt32)
+        several = suspect.select(
+            "_index", self.key, "_time", pl.col("_index").is_in(repeated.implode()).alias("repeats")
+        ).filter(pl.col(self.key).is_duplicated())
+        return mask.scatter(repeated, True).scatter(self._within_frame(several), True)
 
     def _remembered(self, rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.select(self.key, pl.col("_time").alias("_seen"))
+        return self._hashed(rows.select(self.key, pl.col("_time").alias("_seen")))
 
-    def _in_dataset(self, asked: pl.DataFrame) -> pl.Series:
-        """Indices of rows that the dataset has already."""
-        parts = [self._older(asked)]
-        if self._seen is not None:
-            parts.append(self._seen)
-        found = [self._near(asked, part) for part in parts if part.height]
-        return pl.concat(found).unique() if found else pl.Series("_index", [], dtype=pl.UInt32)
+    def _hashed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.with_columns(pl.col(self.key).hash().alias(_HASH))
 
     def _near(self, asked: pl.DataFrame, seen: pl.DataFrame) -> pl.Series:
-        # Most keys are new: the nearest in time is looked for only among those that are not.
         known = asked.join(seen, on=self.key, how="semi")
         if known.height == 0:
             return known.get_column("_index")
@@ -85,7 +88,7 @@ class Seen:
 
     def _older(self, asked: pl.DataFrame) -> pl.DataFrame:
         """Rows of the dataset from before what is remembered, as far as these rows could repeat them."""
-        none = pl.DataFrame(schema={self.key: asked.schema[self.key], "_seen": pl.Int64})
+        none = self._hashed(pl.DataFrame(schema={self.key: asked.schema[self.key], "_seen": pl.Int64}))
         if self._read is None or self._from_ms == _EVER_MS:
             return none
         stray = asked.filter(pl.col("_time") - self.within_ms < self._from_ms)
@@ -106,6 +109,12 @@ class Seen:
             elif not in_dataset:
                 insort(times, time_ms)
         return repeated
+
+
+def _more_than_once(hashes: list[pl.Series]) -> pl.Series:
+    """Those that come more than once; sorting whole numbers is several times faster than a table of them."""
+    ordered = np.sort(np.concatenate([part.to_numpy() for part in hashes]))
+    return pl.Series(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]), dtype=pl.UInt64)
 
 
 def _spans(times_ms: list[int], within_ms: int) -> list[tuple[int, int]]:

@@ -12,16 +12,10 @@ from streams.transport.frame import Frame
 
 def locate(frames: Sequence[Frame], rows: pl.DataFrame, *, source: str, event_time: str) -> pl.DataFrame:
     """Decoded rows with `_source`, `_partition`, `_offset` and `_time`, in their order."""
-    origin = pl.DataFrame(
-        {
-            "_frame": range(len(frames)),
-            "_partition": [f.partition for f in frames],
-            "_dense_from": [f.offsets[0] if _is_dense(f) else None for f in frames],
-        },
-        schema={"_frame": pl.Int32, "_partition": pl.Int32, "_dense_from": pl.Int64},
-    )
-    rows = rows.join(origin, on="_frame", how="left", maintain_order="left")
-    offset = pl.col("_dense_from") + pl.col("_index")
+    partitions = pl.Series([f.partition for f in frames], dtype=pl.Int32)
+    dense_from = pl.Series([f.offsets[0] if _is_dense(f) else None for f in frames], dtype=pl.Int64)
+    rows = rows.with_columns(_partition=pl.lit(partitions).gather(pl.col("_frame")))
+    offset = pl.lit(dense_from).gather(pl.col("_frame")) + pl.col("_index")
     sparse = [number for number, frame in enumerate(frames) if frame.offsets and not _is_dense(frame)]
     if sparse:
         looked_up = pl.DataFrame(
@@ -37,9 +31,7 @@ def locate(frames: Sequence[Frame], rows: pl.DataFrame, *, source: str, event_ti
         rows = rows.with_columns(_offset=offset).drop("_sparse")
     else:
         rows = rows.with_columns(_offset=offset)
-    return rows.with_columns(_source=pl.lit(source), _time=pl.col(event_time).cast(pl.Int64)).drop(
-        "_dense_from"
-    )
+    return rows.with_columns(_source=pl.lit(source), _time=pl.col(event_time).cast(pl.Int64))
 
 
 def _is_dense(frame: Frame) -> bool:

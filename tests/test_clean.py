@@ -180,6 +180,24 @@ def test_every_event_is_a_row_a_dead_letter_or_dropped() -> None:
     assert by_pane.dropped == counts.dropped
 
 
+@given(
+    values=st.lists(
+        st.tuples(
+            st.text("x ", max_size=1) | st.none(),
+            st.none() | st.just(float("nan")),
+            st.none() | st.booleans(),
+        )
+    )
+)
+def test_what_must_be_there_is_asked_for_the_same_whatever_the_types(values: list[tuple]) -> None:
+    schema = pl.Schema({"a": pl.String, "b": pl.Float64, "c": pl.Boolean})
+    rows = pl.DataFrame(values, schema=schema, orient="row")
+    for names in (["a"], ["b"], ["a", "b", "c"]):
+        asked = require(*names)
+        by_type = asked.keep_of(schema).fill_null(value=False)
+        assert rows.select(by_type.alias("x")).equals(rows.select(asked.keep.alias("x")))
+
+
 # ── dedupe ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.window import Moments
+from streams.summary import account as accounts
 from streams.summary.account import Account, announced, merge, summarise
-from streams.summary.exact import exact, group_sums, real, squares
+from streams.summary.exact import exact, exact_whole, group_sums, real, squares
 from streams.window import Pane
 
 measured = st.floats(-1e6, 1e6) | st.floats(-1e140, 1e140) | st.sampled_from([0.1, 1e16, 1.0, -1e16, -0.0])
@@ -114,6 +115,35 @@ def test_sums_by_group_are_exact_whatever_the_magnitudes(values: list[tuple[floa
         assert total == exact(own) == exact(reversed(own))
         measured = [Fraction(value) for value in own if abs(value) > 2.0**-400]
         assert Fraction(*real(exact(float(part[number]) for part in squared))) == sum(v * v for v in measured)
+
+
+@given(
+    values=st.lists(
+        st.tuples(st.integers(-(2**42) + 1, 2**42 - 1) | st.integers(-100, 100), st.integers(0, 3)),
+        min_size=1,
+        max_size=40,
+    ),
+    block=st.integers(1, 7),
+)
+@settings(deadline=None, max_examples=60)
+def test_whole_numbers_have_the_same_sums_as_the_same_numbers_with_a_point(
+    values: list[tuple[int, int]], block: int
+) -> None:
+    """Whichever way a commit's rows are added up, and in however many pieces."""
+    rows = pl.DataFrame(
+        {"count": [v for v, _ in values], "_time": [pane * 100 for _, pane in values]},
+        schema={"count": pl.Int64, "_time": pl.Int64},
+    ).with_columns(_tags=pl.lit([], dtype=pl.List(pl.String)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounts, "_BLOCK", block)
+        pointed = summarise(rows.cast({"count": pl.Float64}), start=START)
+    assert summarise(rows, start=START) == pointed
+
+
+@given(total=st.integers(-(2**130), 2**130))
+def test_a_whole_number_is_the_same_list_of_floats_as_a_sum(total: int) -> None:
+    assert sum(map(Fraction, exact_whole(total)), Fraction()) == total
+    assert exact_whole(total) == exact(exact_whole(total))
 
 
 def test_nulls_and_numbers_that_are_none_do_not_count() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-import shutil
 import signal
 import threading
 import time
@@ -62,18 +61,6 @@ LIVES = (
     ("after a commit", 2, "SIGKILL"),  # its rows are in, nothing of them is announced
     ("announcing", 4, "SIGKILL"),  # some of what it announces, or of its dead letters, is out
 )
-# deltalake makes a log entry by a hard link, on a thread of its own: only a tracer can strike there.
-TRACER = [
-    "strace",
-    "-f",
-    "-qq",
-    "-o",
-    "/dev/null",
-    "-e",
-    "trace=linkat",
-    "-e",
-    "inject=linkat:signal=SIGKILL",
-]
 
 
 def files_and_version(outcome: Outcome) -> tuple[int, int]:
@@ -108,12 +95,7 @@ def test_nothing_is_lost_or_doubled_by_kills_at_exact_places(cluster: Cluster, t
         for strike in LIVES:
             where = strike[0]
             before = files_and_version(outcome) if where == "linking" else None
-            if where != "linking":
-                worker.start(strike)
-            elif shutil.which("strace"):
-                worker.start(wrapper=TRACER)
-            else:
-                continue
+            worker.start(strike)
             player = flowing()
             assert worker.exit_code() == -signal.SIGKILL
             player.join(60)

@@ -18,6 +18,7 @@ from typing import Any
 
 PLACES = (
     "before a commit",  # its dead letters are out, its rows are not in
+    "linking",  # its data file is written, its log entry is not there
     "before the flush",  # rows and log entry are written, nothing is on disk for sure
     "after a commit",  # on disk, and nothing of it announced
     "announcing",  # some of what it announces, or of its dead letters, is out
@@ -52,6 +53,14 @@ def arm(where: str, strike: Callable[[], None]) -> None:
             return future
 
         AIOKafkaProducer.send = sent  # type: ignore[method-assign]
+    elif where == "linking":
+        put = streams.ledger.commit.put
+
+        def linked(*arguments: Any, **named: Any) -> None:
+            strike()
+            put(*arguments, **named)
+
+        streams.ledger.commit.put = linked
     elif where == "before the flush":
         flush = streams.ledger.commit.make_durable
 

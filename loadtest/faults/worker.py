@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -33,13 +32,10 @@ class WorkerProcess:
     def log_file(self) -> Path:
         return self.home / f"worker-{self.member}.log"
 
-    def start(
-        self, strike: tuple[str, int, str] | None = None, *, wrapper: Sequence[str] = (), level: str = "info"
-    ) -> Self:
+    def start(self, strike: tuple[str, int, str] | None = None, *, level: str = "info") -> Self:
         """Start it; gives itself.
 
         Args:
-            wrapper: a command that runs it, such as a tracer's.
             strike: where it strikes itself, at which time it comes there, and by which signal: such as
                 ("after a commit", 2, "SIGKILL"). The instant is exact, where a kill from outside is not.
         """
@@ -56,7 +52,7 @@ class WorkerProcess:
             **({"FAULTS_STRIKE": ",".join(map(str, strike))} if strike else {}),
             **self.settings,
         }
-        command = [*wrapper, sys.executable, "-m", "loadtest.faults.inside", "-l", level, "--without-web"]
+        command = [sys.executable, "-m", "loadtest.faults.inside", "-l", level, "--without-web"]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env={**os.environ, **named}, stdout=log, stderr=subprocess.STDOUT

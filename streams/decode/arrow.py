@@ -14,6 +14,8 @@ from streams.decode.arrow_walk import Damaged, check_lengths
 from streams.decode.columns import Column
 
 OVERFLOW = "_overflow"
+# Whole numbers of these types may not fit 64 bits with a sign.
+_WIDER = (pl.UInt64, pl.Int128, pl.UInt128)
 
 
 class NotRows(Rejected):
@@ -25,29 +27,28 @@ class NotRows(Rejected):
         self.rule, self.detail = rule, detail
 
 
-def read_rows(value: bytes, columns: Sequence[Column], *, unknown_columns: bool = False) -> pl.DataFrame:
-    """Rows of an Arrow IPC stream, in the contract's columns and types.
+def read_table(value: bytes) -> pl.DataFrame:
+    """The table of an Arrow IPC stream, as it came.
+
+    Raises:
+        NotRows: it is no whole Arrow stream.
+    """
+    try:
+        check_lengths(value)
+        return pl.read_ipc_stream(io.BytesIO(value))
+    except Damaged as error:
+        raise NotRows("malformed", "value", str(error)) from error
+    except (Exception, PanicException) as error:  # the reader raises what its Rust parts raise
+        raise NotRows("malformed", "value", f"no Arrow IPC stream: {_first_line(error)}") from error
+
+
+def conform(table: pl.DataFrame, columns: Sequence[Column], *, unknown_columns: bool = False) -> pl.DataFrame:
+    """A table of somebody else's in the contract's columns and types.
 
     A whole number that no 64 bits hold becomes null, and the column `_overflow` names the one that it was in.
 
     Args:
         unknown_columns: whether columns that the contract does not name may be there; they are left out.
-
-    Raises:
-        NotRows: it is no whole Arrow stream, or its columns are not the contract's.
-    """
-    try:
-        check_lengths(value)
-        table = pl.read_ipc_stream(io.BytesIO(value))
-    except Damaged as error:
-        raise NotRows("malformed", "value", str(error)) from error
-    except (Exception, PanicException) as error:  # the reader raises what its Rust parts raise
-        raise NotRows("malformed", "value", f"no Arrow IPC stream: {_first_line(error)}") from error
-    return conform(table, columns, unknown_columns=unknown_columns)
-
-
-def conform(table: pl.DataFrame, columns: Sequence[Column], *, unknown_columns: bool = False) -> pl.DataFrame:
-    """A table of somebody else's in the contract's columns and types, with `_overflow`.
 
     Raises:
         NotRows: its columns are not the contract's.
@@ -63,14 +64,18 @@ def conform(table: pl.DataFrame, columns: Sequence[Column], *, unknown_columns: 
         elif not _holds(column, found := table.schema[column.name]):
             detail = f"column {column.name!r} holds {found}; the contract says {column.dtype}"
             raise NotRows("unknown_schema", column.name, detail)
-    integers = [c.name for c in columns if c.dtype == pl.Int64]
+    schema = table.schema
+    integers = [c.name for c in columns if c.dtype == pl.Int64 and schema[c.name] in _WIDER]
     overflows = [
         pl.when(pl.col(c).is_not_null() & pl.col(c).cast(pl.Int64, strict=False).is_null()).then(pl.lit(c))
         for c in integers
     ]
     try:
         return table.select(
-            *(pl.col(c.name).cast(c.dtype, strict=False) for c in columns),
+            *(
+                pl.col(c.name) if schema[c.name] == c.dtype else pl.col(c.name).cast(c.dtype, strict=False)
+                for c in columns
+            ),
             pl.coalesce(pl.lit(None, dtype=pl.String), *overflows).alias(OVERFLOW),
         )
     except (pl.exceptions.PolarsError, PanicException) as error:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from schemas.dead_letter import Reason
 from schemas.envelope import ARROW_STREAM, CONFLUENT_AVRO, JSON
 from schemas.topics import CONTENT_TYPE_HEADER, WATERMARK_HEADER
-from streams.decode.arrow import OVERFLOW, NotRows, read_rows
+from streams.decode.arrow import OVERFLOW, NotRows, conform, read_table
 from streams.decode.avro import AvroReader, Bodies, Writers
 from streams.decode.columns import Column, columns_of, into_columns, takes_unknown_fields
 from streams.decode.refused import Refused, content_type_of, refuse_rows
@@ -29,6 +30,10 @@ MAX_RECORD_BYTES = 8 * 2**20
 _FARTHEST_MS = 2**53
 # So many records become columns at a time: their values are still in the processor's cache when they do.
 _AT_A_TIME = 4096
+
+
+_Arrow = tuple[int, int, pl.DataFrame]
+"""An Arrow record: its frame's number, its index there, and its table as it came."""
 
 
 @dataclass(slots=True)
@@ -85,14 +90,17 @@ class Decoder:
         frame_of: list[pl.Series] = []
         index_of: list[pl.Series] = []
         tables: list[pl.DataFrame] = []
+        arrow: list[_Arrow] = []
         avro = Bodies()
         for number, frame in enumerate(frames):
-            plain = self._set_apart(frame, number, decoded, tables, avro)
+            plain = self._set_apart(frame, number, decoded, arrow, avro)
             values += frame.values if plain is None else [frame.values[i] for i in plain]  # type: ignore[misc]
             indices = range(len(frame)) if plain is None else plain
             index_of.append(pl.Series("_index", indices, dtype=pl.Int32))
             frame_of.append(pl.repeat(number, len(indices), dtype=pl.Int32, eager=True))
-        mixed = [bool(tables), bool(avro), bool(values)].count(True) > 1
+        mixed = [bool(arrow), bool(avro), bool(values)].count(True) > 1
+        if arrow:
+            tables += self._rows_of_arrow(frames, arrow, decoded)
         if avro:
             tables += self._rows_of_avro(frames, avro, decoded)
         if tables:
@@ -110,7 +118,7 @@ class Decoder:
         return decoded
 
     def _set_apart(
-        self, frame: Frame, number: int, decoded: Decoded, tables: list[pl.DataFrame], avro: Bodies
+        self, frame: Frame, number: int, decoded: Decoded, arrow: list[_Arrow], avro: Bodies
     ) -> list[int] | None:
         """Handle what is no plain JSON record; None when all of the frame is."""
         if not frame.headers and None not in frame.values and _longest(frame) <= MAX_RECORD_BYTES:
@@ -133,8 +141,10 @@ class Decoder:
             elif content_type == JSON.encode():
                 plain.append(index)
             elif content_type == ARROW_STREAM.encode():
-                table = self._rows_of_arrow(frame, number, index, value, decoded)
-                tables += [] if table is None else [table]
+                try:
+                    arrow.append((number, index, frame.table(index, read_table)))
+                except NotRows as why:
+                    decoded.refused.append(Refused(frame, index, why.reason, why.rule, why.detail))
             elif content_type == CONFLUENT_AVRO.encode():
                 avro.add(number, [index], [value])
             else:
@@ -240,17 +250,40 @@ class Decoder:
         return self._table(kept, frames, frame_of.filter(good), index_of.filter(good), decoded)
 
     def _rows_of_arrow(
-        self, frame: Frame, number: int, index: int, value: bytes, decoded: Decoded
-    ) -> pl.DataFrame | None:
-        try:
-            table = read_rows(value, self.columns, unknown_columns=takes_unknown_fields(self.contract))
-        except NotRows as why:
-            decoded.refused.append(Refused(frame, index, why.reason, why.rule, why.detail))
-            return None
-        return table.with_columns(
-            _frame=pl.lit(number, dtype=pl.Int32),
-            _index=pl.lit(index, dtype=pl.Int32),
-            _row=pl.int_range(pl.len(), dtype=pl.Int32),
+        self, frames: Sequence[Frame], records: list[_Arrow], decoded: Decoded
+    ) -> list[pl.DataFrame]:
+        """Rows of these records: those of the same columns as one table, since each table has its price."""
+        alike: dict[tuple[Any, ...], list[_Arrow]] = {}
+        for record in records:
+            alike.setdefault(tuple(record[2].schema.items()), []).append(record)
+        tables: list[pl.DataFrame] = []
+        for group in alike.values():
+            try:
+                tables.append(self._conformed(group))
+            except NotRows:  # for all of them, or for what one of them holds
+                for record in group:
+                    try:
+                        tables.append(self._conformed([record]))
+                    except NotRows as why:
+                        frame, index, _ = record
+                        decoded.refused.append(
+                            Refused(frames[frame], index, why.reason, why.rule, why.detail)
+                        )
+        return (
+            tables if len(alike) < 2 or not tables else [pl.concat(tables).sort("_frame", "_index", "_row")]
+        )
+
+    def _conformed(self, records: list[_Arrow]) -> pl.DataFrame:
+        heights = [table.height for _, _, table in records]
+        whole = pl.concat([table for _, _, table in records], rechunk=True)
+        rows = conform(whole, self.columns, unknown_columns=takes_unknown_fields(self.contract))
+        first = np.cumsum(heights) - heights
+        return rows.with_columns(
+            pl.Series("_frame", np.repeat(np.array([n for n, _, _ in records], np.int32), heights)),
+            pl.Series("_index", np.repeat(np.array([i for _, i, _ in records], np.int32), heights)),
+            pl.Series(
+                "_row", np.arange(rows.height, dtype=np.int32) - np.repeat(first, heights).astype(np.int32)
+            ),
         )
 
     def _rows_of_avro(self, frames: Sequence[Frame], bodies: Bodies, decoded: Decoded) -> list[pl.DataFrame]:

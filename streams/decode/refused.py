@@ -32,15 +32,12 @@ def refuse_rows(
 ) -> list[Refused]:
     """One refusal a row; a row of an Arrow record carries its own bytes, as they came."""
     refused = []
-    read: dict[tuple[int, int], pl.DataFrame] = {}
     for number, index, row in rows.select("_frame", "_index", "_row").iter_rows():
         frame = frames[number]
         value = None
         if content_type_of(dict(frame.headers.get(index, ()))) == ARROW_STREAM.encode():
-            if (number, index) not in read:
-                read[number, index] = pl.read_ipc_stream(io.BytesIO(frame.values[index] or b""))
             sink = io.BytesIO()
-            read[number, index][row].write_ipc_stream(sink)
+            frame.table(index, pl.read_ipc_stream)[row].write_ipc_stream(sink)
             value = sink.getvalue()
         refused.append(Refused(frame, index, reason, rule, detail, row, value))
     return refused

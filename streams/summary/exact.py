@@ -33,6 +33,16 @@ def exact(parts: Iterable[float]) -> Exact:
     return tuple(found)
 
 
+def exact_whole(total: int) -> Exact:
+    """The same list of a whole number."""
+    found: list[float] = []
+    while total:
+        top = float(total)
+        found.append(top)
+        total -= int(top)
+    return tuple(found)
+
+
 def real(total: Exact) -> tuple[int, int]:
     """The number itself, as a whole number over a power of two."""
     parts = [part.as_integer_ratio() for part in total]

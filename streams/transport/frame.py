@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Frame:
     stamps: list[tuple[int, int]] = field(default_factory=list)
     unread: dict[int, str] = field(default_factory=dict)
     size_bytes: int = 0
+    _tables: dict[int, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -50,6 +51,12 @@ class Frame:
         """A record's own timestamp; where producers set them, the newest of its batch."""
         at = bisect_right(self.stamps, index, key=lambda stamp: stamp[0])
         return self.stamps[at - 1][1] if at else -1
+
+    def table(self, index: int, read: Callable[[bytes], Any]) -> Any:
+        """What `read` makes of a record that holds many rows: once, whoever asks, and however often."""
+        if index not in self._tables:
+            self._tables[index] = read(self.values[index] or b"")
+        return self._tables[index]
 
     def since(self, offset: int) -> Frame:
         """The frame without its records below `offset`."""
