@@ -81,6 +81,34 @@ def ingest(
 
 
 @bench.command()
+def push(
+    formats: Annotated[
+        str, typer.Option(help="ndjson, csv, parquet, arrow, parquet-as-arrow; with commas between.")
+    ] = "ndjson,csv,parquet,arrow,parquet-as-arrow",
+    events: Annotated[int, typer.Option(min=10_000, help="Events in each file.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every file is pushed.")] = 3,
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """How many events a second one `tidemill push` sends of a file, by the file's format."""
+    from loadtest.ingest import push as pushing
+
+    configured = settings()
+    result = pushing.run(
+        [name.strip() for name in formats.split(",") if name.strip()],
+        events=events,
+        rounds=rounds,
+        cache_dir=configured.cache_dir,
+        console=console,
+    )
+    file = pushing.write(result, to or configured.paths.home / "bench")
+    console.print(pushing.table(result))
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(result))
+
+
+@bench.command()
 def drift(
     windows: Annotated[int, typer.Option(min=0, help="Windows without drift, of 2,000 rows.")] = 1000,
     large: Annotated[int, typer.Option(min=0, help="The same, of 100,000 rows.")] = 60,
