@@ -33,6 +33,7 @@ STATIC = (
     Check(name="lint", command=("ruff", "check", "."), remedy=f"{FIX} mends what can be mended"),
     Check(name="types", command=("pyright", "--pythonpath", sys.executable)),
     Check(name="imports", command=("lint-imports",)),
+    Check(name="contracts", command=("python", "-m", "schemas.compatibility")),
 )
 FIXES = (
     Check(name="format", command=("ruff", "format", ".")),

@@ -34,7 +34,7 @@ def documents() -> dict[str, dict[str, Any]]:
                     "$schema": "https://json-schema.org/draft/2020-12/schema",
                     "$id": f"urn:{kind.replace('.', ':')}",
                     "topics": [*(known["topics"] if known else []), topic.name],
-                    **_dedented(msgspec.json.schema(contract)),
+                    **dedented(msgspec.json.schema(contract)),
                     "examples": list(examples[number : number + 1]),
                 }
     return found
@@ -64,16 +64,16 @@ def write() -> None:
         (FOLDER / name).write_text(_text(document), encoding="utf-8")
 
 
-def _dedented(part: Any) -> Any:
-    """Descriptions without their source's indentation, which only newer Pythons strip."""
+def dedented(part: Any) -> Any:
+    """A schema's descriptions without their source's indentation, which only newer Pythons strip."""
     if isinstance(part, dict):
         return {
             key: inspect.cleandoc(value)
             if key == "description" and isinstance(value, str)
-            else _dedented(value)
+            else dedented(value)
             for key, value in part.items()
         }
-    return [_dedented(each) for each in part] if isinstance(part, list) else part
+    return [dedented(each) for each in part] if isinstance(part, list) else part
 
 
 def _text(document: dict[str, Any]) -> str:
