@@ -307,8 +307,6 @@ class Door(_Section):
     """What requests bear: `Authorization: Bearer …`. Without one, and without a file: loopback only."""
     tokens_file: AbsolutePath | None = None
     """Tokens, one a line, as for several producers or a change of token; # begins a comment."""
-    processes: int = Field(default=1, ge=1, le=64)
-    """So many share the port; each has its own room in flight."""
     event_bytes: PositiveInt = 1_048_576
     """Most bytes of one event."""
     request_bytes: PositiveInt = 16_777_216

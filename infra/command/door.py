@@ -15,7 +15,6 @@ def door(
     pipeline: Annotated[
         str | None, typer.Option(help="Module or file of a pipeline that declares streams of its own.")
     ] = None,
-    share_port: Annotated[bool, typer.Option("--share-port", hidden=True)] = False,
 ) -> None:
     """Take events over HTTP (CloudEvents, REST Proxy v3) until Ctrl-C; acknowledged once Kafka has them."""
     from infra.door.run import run_door
@@ -30,4 +29,4 @@ def door(
     configured = settings()
     configure(configured.log, part="door")
     connection = find_cluster(configured) or connect_to(configured.kafka)
-    asyncio.run(run_door(configured, connection, console, share_port=share_port))
+    asyncio.run(run_door(configured, connection, console))

@@ -41,13 +41,8 @@ class Open:
 
 
 @contextlib.asynccontextmanager
-async def open_door(
-    settings: Settings, connection: Connection, *, share_port: bool = False
-) -> AsyncIterator[Open]:
+async def open_door(settings: Settings, connection: Connection) -> AsyncIterator[Open]:
     """A door for the time of the block. Then nothing new is let in, and what is inside gets its answer.
-
-    Args:
-        share_port: other processes listen on the same port.
 
     Raises:
         InvalidConfiguration: the port is taken, tokens are missing, or a topic is not as declared.
@@ -82,7 +77,7 @@ async def open_door(
     try:
         await runner.setup()
         try:
-            await web.TCPSite(runner, door.host, door.port, reuse_port=share_port or None).start()
+            await web.TCPSite(runner, door.host, door.port).start()
         except OSError as error:
             raise InvalidConfiguration(
                 f"the door cannot listen on {door.host}:{door.port}: {error}; set door.host and door.port "
@@ -101,12 +96,10 @@ async def open_door(
         await intake.stop()
 
 
-async def run_door(
-    settings: Settings, connection: Connection, console: Console, *, share_port: bool = False
-) -> None:
+async def run_door(settings: Settings, connection: Connection, console: Console) -> None:
     """Keep a door open until Ctrl-C or SIGTERM. Raises what `open_door` raises."""
     with asked_to_stop() as stop:
-        async with open_door(settings, connection, share_port=share_port) as door:
+        async with open_door(settings, connection) as door:
             console.print(f"the door is open at {door.url}/v1/events/STREAM", highlight=False, soft_wrap=True)
             console.print(f"streams: {', '.join(door.streams)}", highlight=False, soft_wrap=True)
             await stop.wait()
