@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import logging
@@ -340,3 +341,27 @@ async def test_an_artifact_with_any_one_byte_changed_is_never_accepted(tmp_path:
         assert len(store.requests) == len(WEIGHTS)
     assert accepted == []
     assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+async def test_a_stores_password_reaches_the_store_and_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(WEIGHTS) + WEIGHTS)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    base = f"127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    caplog.set_level(logging.DEBUG)
+    try:
+        async with downloader([f"http://me:s3cret@{base}"], tmp_path) as fetching:
+            assert await fetching.fetch(artifact(f"http://{base}{NAME}")) == WEIGHTS
+    finally:
+        server.close()
+    assert base64.b64encode(b"me:s3cret") in heads[0]
+    assert "HTTP Request" in caplog.text
+    assert "s3cret" not in caplog.text

@@ -124,8 +124,11 @@ class Downloader:
         if have == artifact.size_bytes:
             return
         headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
+        # Apart from the address: httpx logs addresses whole.
+        auth = httpx.BasicAuth(address.username, address.password) if address.userinfo else None
+        bare = address.copy_with(userinfo=b"")
         try:
-            async with self._http.stream("GET", address, headers=headers) as answer:
+            async with self._http.stream("GET", bare, headers=headers, auth=auth) as answer:
                 have = self._begins_at(answer, artifact, have)
                 with await asyncio.to_thread(self._open_partial, artifact, have) as out:
                     async for chunk in answer.aiter_raw():
