@@ -209,6 +209,9 @@ def topics(
     pipeline: Annotated[
         str | None, typer.Option(help="Module or file of a pipeline that declares topics of its own.")
     ] = None,
+    acls: Annotated[
+        bool, typer.Option("--acls", help="Print the rights that each part needs, for kafka-acls.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the declared topics; with --create, make them so and compare those that exist."""
@@ -230,6 +233,16 @@ def topics(
             )
         )
         console.print(f"{len(made)} topics are created, {len(declared) - len(made)} were there")
+    if acls:
+        from infra.kafka.acls import acls as rights
+
+        given = rights(declared)
+        if as_json:
+            print(json.dumps({"acls": [dataclasses.asdict(acl) for acl in given]}))
+            return
+        for acl in given:
+            answers.print(acl.command(user=acl.role), soft_wrap=True, highlight=False)
+        return
     if as_json:
         rows = [
             {"topic": t.name, "partitions": t.partitions, "key": t.key, "purpose": t.purpose}
