@@ -9,12 +9,13 @@ Shapes: N rows, C categorical columns, V numeric columns, T times of the calenda
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -44,10 +45,14 @@ class TabularNetwork(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.config: dict[str, Any] = copy.deepcopy(dict(config))
+        # A copy, and a quick one: a service builds this network while it answers with another.
+        self.config: dict[str, Any] = msgspec.to_builtins(dict(config))
         self._categorical = self.config["categorical"]
         self._numeric = self.config["numeric"]
         self._calendar = self.config.get("calendar")
+        self._knots = [
+            np.array(c["knots"], dtype=np.float64) if "knots" in c else None for c in self._numeric
+        ]
         self._codes = [_codes(c["vocabulary"]) for c in self._categorical]
         self._place = {c["name"]: i for i, c in enumerate(self._categorical)}
         self._pairs = {i: self._pair_table(i) for i, c in enumerate(self._categorical) if "of" in c}
@@ -82,9 +87,9 @@ class TabularNetwork(nn.Module):
             elif declared["name"] in columns:
                 codes[:, i] = _looked_up(columns[declared["name"]], known)
         values = np.full((rows, len(self._numeric)), np.nan)
-        for i, declared in enumerate(self._numeric):
+        for i, (declared, knots) in enumerate(zip(self._numeric, self._knots, strict=True)):
             if declared["name"] in columns:
-                values[:, i] = _scaled(_floats(columns[declared["name"]]), declared)
+                values[:, i] = _scaled(_floats(columns[declared["name"]]), declared, knots)
         absent = ~np.isfinite(values)
         values[absent] = 0.0
         return (
@@ -201,13 +206,18 @@ def _listed(column: Any) -> Sequence[Any]:
     return column
 
 
-def _scaled(values: np.ndarray, declared: Mapping[str, Any]) -> np.ndarray:
+def _scaled(values: np.ndarray, declared: Mapping[str, Any], knots: np.ndarray | None) -> np.ndarray:
     """Values on the scale that a numeric column declares; NaN stays NaN, infinity becomes it."""
     values = np.where(np.isfinite(values), values, np.nan)
-    if "knots" in declared:
-        knots = declared["knots"]
-        return np.interp(values, knots, np.linspace(-_SPREAD, _SPREAD, len(knots)))
+    if knots is not None:
+        return np.interp(values, knots, _ranks(len(knots)))
     return np.clip((values - declared["mean"]) / declared["scale"], -_CLIP, _CLIP)
+
+
+@lru_cache
+def _ranks(count: int) -> np.ndarray:
+    """Where so many quantiles stand on the common scale."""
+    return np.linspace(-_SPREAD, _SPREAD, count)
 
 
 def _floats(column: Any) -> np.ndarray:

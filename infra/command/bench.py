@@ -15,7 +15,7 @@ from infra.command.app import answers, app, console, settings
 
 bench = typer.Typer(
     name="bench",
-    help="Measure: ingest and training beside others, faults, drift, jobs, the page.",
+    help="Measure: ingest and training beside others, faults, drift, jobs, the page, swaps.",
     no_args_is_help=True,
 )
 app.add_typer(bench)
@@ -335,4 +335,61 @@ def page(
     if as_json:
         print(json.dumps(found))
     if not held.holds():
+        raise typer.Exit(1)
+
+
+@bench.command()
+def swap(
+    swaps: Annotated[int, typer.Option(min=1, help="Times that the model is swapped.")] = 100,
+    rate: Annotated[float, typer.Option(min=1, help="Requests a second, whatever is answered.")] = 100.0,
+    apart: Annotated[
+        float, typer.Option("--apart-seconds", min=0.1, help="From a swap to the next one's event.")
+    ] = 0.5,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 1,
+    size: Annotated[int, typer.Option(min=8, help="Width of the models' first hidden layer.")] = 512,
+    cold: Annotated[
+        str, typer.Option(help="Model events on the topic at a cold start, with commas between; empty: not.")
+    ] = "10,10000",
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """Swap a model under load: failed, wrong and slow requests of a service that answers over HTTP."""
+    import asyncio
+
+    from loadtest.swap.run import AT_MOST, Options, measure
+
+    try:
+        cold_events = tuple(int(each) for each in cold.split(",") if each.strip())
+    except ValueError as error:
+        raise typer.BadParameter(f"--cold takes numbers with commas between, not {cold!r}") from error
+    options = Options(
+        swaps=swaps, rate_per_s=rate, apart_s=apart, rows=rows, size=size, cold_events=cold_events
+    )
+    configured = settings()
+    with console.status("") as status:
+        result = asyncio.run(measure(options, cache_dir=configured.cache_dir, said=status.update))
+    file = result.write(to or configured.paths.home / "bench")
+    found = result.as_json()
+    console.print(result.table())
+    ratio = found["p99_ratio"]
+    met = "met" if result.within() else "[red]not met[/]"
+    console.print(
+        f"{len(result.swaps)} swaps, {len(result.requests):,} requests, {len(result.errors())} failed, "
+        f"{result.wrong} answered wrongly; p99 during a swap is {ratio['during'] or 0:.2f} times that "
+        f"without, at most {AT_MOST:g} promised: {met}; in windows that are no "
+        f"swaps {ratio['sham'] or 0:.2f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for side, starts in result.cold.items():
+        for each in starts:
+            console.print(
+                f"cold start after {each['events']:,} events of {each['models']} models, {side}: "
+                f"{each['records_read']:,} records in {each['took_ms']:.0f} ms",
+                highlight=False,
+            )
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(found))
+    if not result.holds():
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..model import Manifest
+from .aside import aside
 from .errors import ModelUnusable, UnfitColumns
 
 # Architectures are this library's own; a model event can only name one. Imported when first needed, so that
@@ -95,8 +96,9 @@ def load(manifest: Manifest, content: bytes) -> LoadedModel:
     """
     check_kind(manifest)
     try:
-        model = LoadedModel(manifest, _network(manifest, content))
-        answer = [float(each) for each in model.predict({k: [v] for k, v in manifest.example.items()})]
+        with aside():
+            model = LoadedModel(manifest, _network(manifest, content))
+            answer = [float(each) for each in model.predict({k: [v] for k, v in manifest.example.items()})]
     except ImportError as error:
         raise ModelUnusable(
             f"{manifest.name} needs {error.name}, which is not installed: pip install 'tidemill[torch]'"

@@ -1,0 +1,1 @@
+"""Swaps of a model under load: what a request meets while the model that answers it is replaced."""
