@@ -35,6 +35,8 @@ STATIC = (
     Check(name="imports", command=("lint-imports",)),
     Check(name="contracts", command=("python", "-m", "schemas.compatibility")),
 )
+# A file's tests share what they started, so a file is run by one process. Each process has a broker of its own.
+SIDE_BY_SIDE = (f"--numprocesses={min(os.cpu_count() or 1, 4)}", "--dist=loadfile")
 FIXES = (
     Check(name="format", command=("ruff", "format", ".")),
     Check(name="lint", command=("ruff", "check", "--fix", ".")),
@@ -79,7 +81,7 @@ def main() -> int:
     static = run_all(STATIC)
     if asked.fast:
         return 0 if static else 1
-    tests = run(Check(name="tests", command=("pytest", *asked.tests)))
+    tests = run(Check(name="tests", command=("pytest", *(asked.tests or SIDE_BY_SIDE))))
     return 0 if static and tests else 1
 
 
