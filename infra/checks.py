@@ -35,7 +35,7 @@ STATIC = (
     Check(name="imports", command=("lint-imports",)),
     Check(name="contracts", command=("python", "-m", "schemas.compatibility")),
 )
-# A file's tests share what they started, so a file is run by one process. Each process has a broker of its own.
+# A file shares what it started, so its tests are run by one process. Each process has a broker of its own.
 SIDE_BY_SIDE = (f"--numprocesses={min(os.cpu_count() or 1, 4)}", "--dist=loadfile")
 FIXES = (
     Check(name="format", command=("ruff", "format", ".")),
