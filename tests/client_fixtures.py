@@ -197,7 +197,7 @@ class Cluster:
 
     async def hear(self, kind: type[Announcement], *, count: int = 1, **having: Any) -> Sequence[Any]:
         """Wait for `count` events of that type whose fields are as given; gives all that were heard."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while len(found := self.so_far(kind, **having)) < count:
                 await self._take()
         return found

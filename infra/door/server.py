@@ -27,8 +27,9 @@ from infra.door.intake import Full, Intake
 from infra.door.lane import Answer
 from infra.door.rest_proxy import Asked, Cut, Sizes, record_of
 from infra.door.stream import Record, Refusal, Stream, media_type
-from infra.door.tokens import Tokens, is_loopback
+from infra.door.tokens import Tokens
 from infra.logging import logger
+from infra.loopback import is_loopback
 from infra.settings_model import Door
 from schemas.envelope import JSON
 

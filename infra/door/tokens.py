@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 
+from infra.loopback import is_loopback
 from infra.settings_model import Door
 from schemas.errors import InvalidConfiguration
 
@@ -55,14 +55,6 @@ def tokens_of(door: Door) -> Tokens:
             "listen on 127.0.0.1"
         )
     return Tokens(found)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address or name."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _digest(token: bytes) -> bytes:

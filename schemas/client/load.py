@@ -103,6 +103,8 @@ def load(manifest: Manifest, content: bytes) -> LoadedModel:
         raise ModelUnusable(
             f"{manifest.name} needs {error.name}, which is not installed: pip install 'tidemill[torch]'"
         ) from error
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):  # not the model's doing
+        raise
     except BaseException as error:  # a panic in safetensors' Rust is no Exception, and the old model stays
         raise ModelUnusable(
             f"{manifest.name} version {manifest.version} cannot be loaded: {type(error).__name__}: {error}"
