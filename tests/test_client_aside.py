@@ -1,4 +1,4 @@
-"""Beside its answers: a service takes short turns while it builds a model, and its stop is no broken model."""
+"""Beside its answers: a service takes short turns while it builds, and its stop is no broken model."""
 
 from __future__ import annotations
 
