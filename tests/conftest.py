@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import pytest
@@ -14,6 +15,8 @@ from loadtest.page.browser import WAY_OUT
 from schemas.errors import TidemillError
 
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
+# Where the tests run side by side their processes ignore Ctrl-C, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

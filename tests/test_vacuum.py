@@ -154,10 +154,10 @@ async def test_trials_go_and_the_live_model_stays_in_the_folder_and_on_s3(
         settings = Settings(paths=Paths(home=tmp_path / "home"), store=Store(**server.settings))
         stores, jobs = Stores.of(settings), settings.paths.jobs
         KeyFolder(settings.paths.signing_keys).ensure()
-        live = published(name, 1, weights(1), store=stores.address or "")
+        live = published(name, 1, weights(901), store=stores.address or "")
         job = a_job(tmp_path, "good:train", name)
-        trial, unsaid = (stores.folder.put(weights(n)) for n in (2, 3))
-        assert stores.folder.put(weights(1)) == sha(live)
+        trial, unsaid = (stores.folder.put(weights(n)) for n in (902, 903))
+        assert stores.folder.put(weights(901)) == sha(live)
         for digest in (sha(live), trial, unsaid):
             await stores.publish(digest)
         folder = jobs / job.job_id

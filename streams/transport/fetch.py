@@ -44,6 +44,7 @@ class FrameFetchThread(AIOKafkaConsumerThread):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.next_offsets: dict[TP, int] = {}
+        self._was_assigned = False
 
     def _create_worker_consumer(self, transport) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
@@ -81,6 +82,12 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         """See `on_partitions_revoked`."""
         self.next_offsets.clear()
         await super().on_partitions_assigned(assigned, generation_id)
+        if not assigned and not self._was_assigned and self.app.conf.consumer_group_instance_id:
+            # A static member that comes back gets what its name had. That is nothing, for ever, if its last life
+            # shared out while a broker that had just begun told of no partition: ask for it to be done anew.
+            self.log.info("Nothing is assigned to this member's name: joining again")
+            self._ensure_consumer()._coordinator.request_rejoin()
+        self._was_assigned = True
 
     async def on_thread_stop(self) -> None:
         """End, also while the cluster is away.
