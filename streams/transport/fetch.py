@@ -83,8 +83,9 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         self.next_offsets.clear()
         await super().on_partitions_assigned(assigned, generation_id)
         if not assigned and not self._was_assigned and self.app.conf.consumer_group_instance_id:
-            # A static member that comes back gets what its name had. That is nothing, for ever, if its last life
-            # shared out while a broker that had just begun told of no partition: ask for it to be done anew.
+            # A static member that comes back gets what its name had. That is nothing, for ever, if its last
+            # life shared out while a broker that had just begun told of no partition: ask for it to be done
+            # anew.
             self.log.info("Nothing is assigned to this member's name: joining again")
             self._ensure_consumer()._coordinator.request_rejoin()
         self._was_assigned = True
