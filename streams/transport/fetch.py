@@ -14,6 +14,7 @@ from typing import Any
 
 import aiokafka
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -87,7 +88,9 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             # life shared out while a broker that had just begun told of no partition: ask for it to be done
             # anew.
             self.log.info("Nothing is assigned to this member's name: joining again")
-            self._ensure_consumer()._coordinator.request_rejoin()
+            coordinator = self._ensure_consumer()._coordinator
+            if isinstance(coordinator, GroupCoordinator):
+                coordinator.request_rejoin()
         self._was_assigned = True
 
     async def on_thread_stop(self) -> None:
