@@ -271,6 +271,16 @@ class Store(_Section):
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidConfiguration(f"store.secret_access_key_file cannot be read: {error}") from error
 
+    def s3(self) -> dict[str, str]:
+        """How S3 is reached, as far as it is set; the rest comes from the environment. Raises as `secret`."""
+        named = {
+            "endpoint": self.endpoint,
+            "region": self.region,
+            "access_key_id": self.access_key_id,
+            "secret_access_key": self.secret(),
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
 
 class Page(_Section):
     """The page that `tidemill up` serves."""

@@ -118,7 +118,7 @@ class Grouped(Layout):
         # A place holds both group and row, so plain sorting of numbers is stable and gives both back.
         self._row_bits = rows.height.bit_length()
         most = max(int(groups.max(initial=0)), int(asked.sorted.max(initial=0))) + 1
-        # Half the bytes are searched in two thirds of the time.
+        # Half the bytes are sorted in half the time.
         self._kind = np.int32 if most << self._row_bits <= np.iinfo(np.int32).max else np.int64
         placed = groups.astype(self._kind) << self._row_bits
         placed |= np.arange(rows.height, dtype=self._kind)

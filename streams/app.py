@@ -180,12 +180,6 @@ def _models(settings: Settings, connection: Connection, pipeline: Pipeline) -> F
     store = settings.store
     served = f"http://{store.host}:{store.port}/" if store.port else ""
     address = store.public_url or store.address or served
-    s3 = {
-        "endpoint": store.endpoint,
-        "region": store.region,
-        "access_key_id": store.access_key_id,
-        "secret_access_key": store.secret(),
-    }
     own = settings.paths.signing_keys / "trusted.txt"
     return Following(
         names,
@@ -194,7 +188,7 @@ def _models(settings: Settings, connection: Connection, pipeline: Pipeline) -> F
         service=f"worker-of-{pipeline.name}",
         cache_dir=settings.paths.home / "models",
         trusted_keys=settings.worker.trusted_keys or (own if own.is_file() else None),
-        s3={name: value for name, value in s3.items() if value is not None},
+        s3=store.s3(),
     )
 
 

@@ -135,12 +135,7 @@ def object_store(settings: Store) -> ObjectStore | None:
     if settings.address is None:
         return None
     bucket, _, prefix = settings.address.removeprefix("s3://").partition("/")
-    named: dict[str, Any] = {
-        "endpoint": settings.endpoint,
-        "region": settings.region,
-        "access_key_id": settings.access_key_id,
-        "secret_access_key": settings.secret(),
-    }
+    reached: dict[str, Any] = {**settings.s3()}
     try:
         store = S3Store(
             bucket,
@@ -157,7 +152,7 @@ def object_store(settings: Store) -> ObjectStore | None:
                 "backoff": {"init_backoff": _FIRST_PAUSE, "max_backoff": _LONGEST_PAUSE, "base": 2},
                 "retry_timeout": timedelta(seconds=settings.timeout_s * 2),
             },
-            **{name: value for name, value in named.items() if value is not None},
+            **reached,
         )
     except _FAILED as error:
         raise InvalidConfiguration(f"the section store is not as S3 needs it: {short(error)}") from error
