@@ -173,7 +173,7 @@ class Dataset:
         Raises:
             DatasetUnreadable: the log has no such entry, or it is not whole, as after a power cut.
         """
-        entry = Path(self.uri) / "_delta_log" / f"{version:020d}.json"
+        entry = entry_of(self.uri, version)
         try:
             actions = [json.loads(line) for line in entry.read_text().splitlines()]
             info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
@@ -198,6 +198,11 @@ class Dataset:
 
     def _open(self, version: int | None) -> DeltaTable:
         return open_table(self.uri, version)
+
+
+def entry_of(uri: str | Path, version: int) -> Path:
+    """Where a version's log entry lies, of a dataset in a folder."""
+    return Path(uri) / "_delta_log" / f"{version:020d}.json"
 
 
 def open_table(uri: str, version: int | None = None) -> DeltaTable:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import polars as pl
 
-from infra.dataset import Dataset
+from infra.dataset import Dataset, entry_of
 from infra.exclusion import excluded_at
 from streams.announce import snapshot
 from streams.announce.fold import (
@@ -62,7 +61,7 @@ def _rows_between(dataset: Dataset, pipeline: Pipeline, offsets: Mapping[str, Se
 
 def is_committed(uri: str, version: int) -> bool:
     """Whether the log has that version."""
-    return (Path(uri) / "_delta_log" / f"{version:020d}.json").exists()
+    return entry_of(uri, version).exists()
 
 
 def recall(pipeline: Pipeline, uri: str, *, through_version: int) -> Progress:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from infra.atomic_file import write_bytes
+from infra.dataset import entry_of
 from streams.closing import Closed, Closing, Grid, Sessions
 from streams.summary.account import Account
 from streams.window import Pane, Session, Sliding, Windowing
@@ -112,4 +113,4 @@ def _folder(uri: str) -> Path:
 
 
 def _digest(uri: str, version: int) -> str:
-    return hashlib.sha256((Path(uri) / "_delta_log" / f"{version:020d}.json").read_bytes()).hexdigest()
+    return hashlib.sha256(entry_of(uri, version).read_bytes()).hexdigest()

@@ -21,10 +21,10 @@ import polars as pl
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from infra.dataset import COMMIT_METADATA, META, transaction_name
+from infra.dataset import COMMIT_METADATA, META, entry_of, transaction_name
 from infra.exclusion import EXCLUSION
 from schemas.errors import InvalidConfiguration, Retryable
-from streams.ledger.entry import add, entry, path_of, put, transactions, write_file
+from streams.ledger.entry import add, entry, put, transactions, write_file
 
 Partition = tuple[str, int]
 """Topic and partition."""
@@ -225,7 +225,7 @@ class Ledger:
             put(root, version, entry("WRITE", actions, account), flushed=False)
         except OSError as error:
             # Unless the entry is there, and names them.
-            if isinstance(error, FileExistsError) or not path_of(root, version).exists():
+            if isinstance(error, FileExistsError) or not entry_of(root, version).exists():
                 for file in files:
                     file.unlink(missing_ok=True)
             raise
@@ -265,7 +265,7 @@ def make_durable(uri: str, version: int) -> None:
         return
     root = Path(uri)
     log = root / "_delta_log"
-    said = log / f"{version:020d}.json"
+    said = entry_of(root, version)
     added = [root / action["add"]["path"] for action in _actions(said) if "add" in action]
     added = [file for file in added if file.exists()]  # of an old version they may be vacuumed
     checkpoints = [*log.glob(f"{version:020d}.checkpoint*"), *log.glob("_last_checkpoint")]

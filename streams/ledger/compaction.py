@@ -25,7 +25,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from infra.atomic_file import flush
-from infra.dataset import open_table
+from infra.dataset import entry_of, open_table
 from schemas.errors import Rejected, Retryable
 from streams.ledger.commit import CHECKPOINT_EVERY, make_durable
 from streams.ledger.entry import Action, add, entry, put
@@ -182,9 +182,8 @@ def _entry(chosen: Sequence[dict[str, Any]], made: Path, rows: pl.DataFrame) -> 
 
 def _commit(root: Path, seen: int, removed: set[str], content: bytes) -> int:
     """Put the entry behind the newest one; appends that come first are let by. Gives its version."""
-    log = root / "_delta_log"
     for _ in range(_TRIES):
-        while (newer := log / f"{seen + 1:020d}.json").exists():
+        while (newer := entry_of(root, seen + 1)).exists():
             _check_unchanged(newer, removed)
             seen += 1
         try:

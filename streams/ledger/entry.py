@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from infra.atomic_file import create_bytes
-from infra.dataset import COMMIT_METADATA
+from infra.dataset import COMMIT_METADATA, entry_of
 
 Action = dict[str, Any]
 _GROUP_ROWS = 1_000_000
@@ -95,9 +95,4 @@ def put(root: Path, version: int, content: bytes, *, flushed: bool = True) -> No
     Raises:
         FileExistsError: somebody else made that version.
     """
-    create_bytes(path_of(root, version), content, flushed=flushed)
-
-
-def path_of(root: Path, version: int) -> Path:
-    """Where a version's log entry lies."""
-    return root / "_delta_log" / f"{version:020d}.json"
+    create_bytes(entry_of(root, version), content, flushed=flushed)

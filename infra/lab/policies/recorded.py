@@ -15,7 +15,7 @@ import msgspec
 import polars as pl
 
 from infra import atomic_file
-from infra.dataset import Dataset
+from infra.dataset import Dataset, entry_of
 from infra.point_in_time import with_labels
 from schemas import topics
 from schemas.envelope import unwrap
@@ -193,7 +193,7 @@ def _with_labels(pipeline: Pipeline, dataset: Dataset, version: int, rows: pl.Da
 
 def _key(pipeline: Pipeline, dataset: Dataset, version: int, watched: Watched, end_ms: int | None) -> str:
     """Of what decides the fold: the log, the declaration of features and windows, and what is profiled."""
-    entry = Path(dataset.uri) / "_delta_log" / f"{version:020d}.json"
+    entry = entry_of(dataset.uri, version)
     window = {n: v for n, v in vars(pipeline.window).items() if n != "place"}
     parts = [
         str(Path(dataset.uri).resolve()),
