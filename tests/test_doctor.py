@@ -1,5 +1,6 @@
 """The doctor says what is wrong and what to do, and leaves nothing behind."""
 
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
 import contextlib
@@ -138,7 +139,7 @@ def test_topics_are_compared_with_their_declarations(kafka: EmbeddedBroker, topi
 
 def test_the_doctor_finds_the_embedded_broker_that_runs(tmp_path):
     settings = Settings(paths={"home": tmp_path / "home"})
-    with open_cluster(settings, console=Console(quiet=True)) as connection:
+    with open_cluster(settings, console=Console(quiet=True)) as (connection, broker):
         port = int(connection.bootstrap_servers.split(":")[1])
         fixed = settings.model_copy(update={"broker": settings.broker.model_copy(update={"port": port})})
         (our_port,) = doctor.ports(fixed)
@@ -147,7 +148,8 @@ def test_the_doctor_finds_the_embedded_broker_that_runs(tmp_path):
         check = doctor.cluster(settings)
         assert check.ok
         assert connection.bootstrap_servers in check.detail
-        with open_cluster(settings) as same:
+        with open_cluster(settings) as (same, another):
+            assert (broker is not None, another) == (True, None)
             assert same.bootstrap_servers == connection.bootstrap_servers
         assert doctor.cluster(settings).ok  # who found it there does not stop it
     assert "not running" in doctor.cluster(settings).detail

@@ -252,11 +252,10 @@ def browsing(road: Road, tmp_path: Path, look: Any) -> None:
 
 
 async def open_view(browser: Browser, view: str) -> None:
-    # The page turns to another view only after this returns: what it shows until then is not the view asked for.
+    # The page turns to another view only after this returns: what it shows until then is not the view
+    # asked for.
     shown = "document.getElementById('main').dataset"
-    await browser.js(
-        f"if (location.hash !== '#{view}') {{ {shown}.view = ''; location.hash = '{view}'; }}"
-    )
+    await browser.js(f"if (location.hash !== '#{view}') {{ {shown}.view = ''; location.hash = '{view}'; }}")
     await browser.wait(f"{shown}.view === '{view}' && Number({shown}.updates) > 0")
 
 

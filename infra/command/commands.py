@@ -48,6 +48,7 @@ def demo(
 def up(
     pipeline: Annotated[str | None, typer.Option(help="Module or file of the pipeline.")] = None,
     page: Annotated[bool, typer.Option(help="Serve the page.")] = True,
+    door: Annotated[bool, typer.Option("--door", help="Take events over HTTP, too.")] = False,
 ) -> None:
     """Run broker (embedded, unless one is configured), worker, trainer and page until Ctrl-C."""
     from infra.kafka.cluster import open_cluster
@@ -62,24 +63,29 @@ def up(
     load_pipeline(pipeline or configured.worker.pipeline)  # and with it the topics that it declares
     KeyFolder(configured.paths.signing_keys).ensure()
     environment = {"TIDEMILL_WORKER__PIPELINE": pipeline} if pipeline else {}
-    with open_cluster(configured, console=console) as connection, Supervisor() as supervisor:
+    with open_cluster(configured, console=console) as (connection, broker), Supervisor() as supervisor:
         asyncio.run(ensure(all_declared(), connection))
         environment["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
         environment["TIDEMILL_PATHS__HOME"] = str(configured.paths.home)
-        parts = ["trainer", "worker"]
+        parts = {"trainer": tidemill("trainer"), "worker": tidemill("worker")}
         if page:
-            parts.append("page")
+            parts["page"] = tidemill("page")
             said = whereabouts(configured, to_a_person=console.is_terminal)
             console.print(said, highlight=False, soft_wrap=True)
-        for name in parts:
+        if door:
+            parts["door"] = tidemill("door", "--pipeline", pipeline or configured.worker.pipeline)
+        for name, command in parts.items():
             log_file = configured.paths.logs / f"{name}.log"
-            part = Supervised(name, tidemill(name), log_file, environment, vital=name != "page")
+            # Page and door may fail without the road taking notice.
+            part = Supervised(name, command, log_file, environment, vital=name in ("trainer", "worker"))
             supervisor.start(part)
             console.print(f"{name} runs, log {log_file}")
         console.print(f"services trust models by {configured.paths.signing_keys / 'trusted.txt'}")
         console.print(f"push events to [bold]{connection.bootstrap_servers}[/]; Ctrl-C stops everything")
         while True:
             time.sleep(1.0)
+            if broker is not None and broker.keep_alive():
+                console.log("the broker was killed and is started again")
             for name in supervisor.keep_alive():
                 console.log(f"{name} was killed and is started again")
 

@@ -28,7 +28,6 @@ from infra.demo.score import Scores, evaluate
 from infra.kafka.broker import EmbeddedBroker
 from infra.kafka.cluster import embedded_broker
 from infra.kafka.connection import Connection, connect_to
-from infra.kafka.running import running_on
 from infra.kafka.topics import ensure
 from infra.page.access import WROTE
 from infra.page.service import whereabouts
@@ -124,11 +123,9 @@ class Demo:
         for name in self._supervisor.keep_alive():
             self._restarts[name] += 1
             self.console.log(f"{name} was killed and is started again")
-        if self._broker is not None and running_on(self.settings.paths.kafka) is None:
+        if self._broker is not None and self._broker.keep_alive():
             self._restarts["broker"] += 1
             self.console.log("the broker was killed and is started again")
-            self._broker.kill()  # lets go of what is left of it
-            self._broker.start()
 
     async def _play(self, connection: Connection, began: float) -> tuple[Report, Scores]:
         player = await asyncio.to_thread(Player, connection, days=self.days)

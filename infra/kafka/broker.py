@@ -187,6 +187,17 @@ class EmbeddedBroker:
             self._running.kill()
         self._forget()
 
+    def keep_alive(self) -> bool:
+        """Start it again, on the same port and data, if it died. True if it had.
+
+        Raises what `start` raises.
+        """
+        if self._running is None or self._running.is_alive():
+            return False
+        self.kill()  # lets go of what is left of it
+        self.start()
+        return True
+
     def log_tail(self, lines: int = 40) -> str:
         """The last lines since the last start of what the JVM printed and of the broker's log."""
         tails: list[str] = []

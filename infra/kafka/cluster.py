@@ -50,14 +50,18 @@ def find_cluster(settings: Settings) -> Connection | None:
 
 
 @contextmanager
-def open_cluster(settings: Settings, *, console: Console | None = None) -> Iterator[Connection]:
+def open_cluster(
+    settings: Settings, *, console: Console | None = None
+) -> Iterator[tuple[Connection, EmbeddedBroker | None]]:
     """A connection to a cluster that answers: the one that is there, or a broker that runs within this block.
+
+    That broker comes with it: whoever opened it keeps it alive.
 
     Raises what `reach` raises for a named cluster, and what `EmbeddedBroker.start` raises for a new one.
     """
     if connection := find_cluster(settings):
         run_apart(lambda: reach(connection, timeout_s=settings.doctor.connect_timeout_s))
-        yield connection
+        yield connection, None
     else:
         with embedded_broker(settings, console=console) as broker:
-            yield connect_to(settings.kafka, broker.bootstrap_servers)
+            yield connect_to(settings.kafka, broker.bootstrap_servers), broker

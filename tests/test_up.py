@@ -1,0 +1,71 @@
+"""`tidemill up` as somebody runs it: what is killed comes back, the broker too; the door opens with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+
+from infra.kafka.running import running_on
+from infra.scaffold import write
+from tests.running_fixtures import TIDEMILL
+from tests.worker_fixtures import wait_until
+
+
+def test_a_killed_broker_comes_back_and_the_door_takes_events_on(tmp_path: Path) -> None:
+    project = tmp_path / "kiosk"
+    write(project)
+    home, log_file = project / "tidemill-data", project / "up.log"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TIDEMILL_")}
+    environment |= {
+        "TIDEMILL_DOOR__PORT": "0",
+        "TIDEMILL_STORE__PORT": "0",
+        "TIDEMILL_PATHS__HOME": str(home),
+    }
+    with log_file.open("wb") as log:
+        up = subprocess.Popen(
+            [TIDEMILL, "up", "--no-page", "--door"], cwd=project, env=environment, stdout=log, stderr=log
+        )
+
+    def runs() -> bool:
+        assert up.poll() is None, log_file.read_text()
+        return True
+
+    def address() -> str:
+        door_log = home / "logs" / "door.log"
+        said = re.findall(
+            r"open at (http://\S+)/v1/events/", door_log.read_text() if door_log.exists() else ""
+        )
+        return said[-1] if runs() and said else ""
+
+    def taken(number: int) -> bool:
+        event = {"visit_id": f"v{number}", "at": 1_704_067_200_000 + number, "shop": "north", "basket": 9.0}
+        try:
+            answer = httpx.post(f"{url}/v1/events/kiosk.visits", json=event, timeout=20)
+        except httpx.TransportError:
+            return False
+        return runs() and answer.is_success
+
+    try:
+        url = wait_until(address, "the door is open", within_s=120)
+        wait_until(lambda: taken(1), "an event is taken")
+        broker = running_on(home / "kafka")
+        assert broker is not None
+        broker.kill()
+        again = wait_until(lambda: running_on(home / "kafka"), "another broker", within_s=60)
+        assert again is not None
+        assert (again.pid, again.port) != (broker.pid, 0)
+        assert again.port == broker.port
+        wait_until(lambda: taken(2), "an event is taken by the broker that came back", within_s=90)
+        assert "the broker was killed and is started again" in log_file.read_text()
+        up.send_signal(signal.SIGINT)
+        up.wait(90)
+        assert running_on(home / "kafka") is None
+    finally:
+        if up.poll() is None:
+            up.terminate()
+            up.wait(60)
