@@ -7,6 +7,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -230,6 +231,24 @@ def test_the_case_holds_all_that_can_be_announced(folded: tuple[Path, list[list[
     assert len(ids) == len(set(ids))
 
 
+def test_a_training_need_not_wait_for_the_feature_rows_of_the_commit_that_asks_for_it(tmp_path: Path) -> None:
+    commits = committed(PIPELINE, tmp_path / "p", seed=7)
+    fold = announcer(
+        PIPELINE,
+        tmp_path / "p",
+        Progress(closing(PIPELINE.window), version=0, history=beginning(PIPELINE)),
+    )
+    asked_beside_features = 0
+    for commit in commits:
+        portions = fold.portions(commit)
+        first = next(portions)
+        assert FEATURES.name not in {each.topic for each in first}
+        rest = [each for portion in portions for each in portion]
+        assert {each.topic for each in rest} <= {FEATURES.name}
+        asked_beside_features += bool(rest) and JOBS.name in {each.topic for each in first}
+    assert asked_beside_features > 0
+
+
 def test_a_fold_taken_up_again_at_any_version_announces_the_same(of_each_kind: Folded) -> None:
     pipeline, uri, whole = of_each_kind
     for start in range(0, len(whole), 4):
@@ -332,7 +351,7 @@ def test_every_row_gets_its_features_once_and_they_are_those_of_the_dataset_as_i
 ) -> None:
     uri, whole = folded
     dataset = Dataset(uri)
-    everything = {"start_ms": -(10**9), "end_ms": 10**9}
+    everything: dict[str, Any] = {"start_ms": -(10**9), "end_ms": 10**9}
     told_of: list[tuple[str, int]] = []
     for version, announced in enumerate(whole, start=1):
         records = [e.envelope.data for e in announced if e.topic == FEATURES.name]

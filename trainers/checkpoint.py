@@ -8,7 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import math
-import multiprocessing
+import mmap
 import random
 import time
 from pathlib import Path
@@ -42,12 +42,12 @@ class Checkpoints:
         self._file = file
         self._run_key = run_key
         # Seen by every process that is forked from here: the signal comes to the first, the ranks train.
-        self._asked = multiprocessing.RawValue("b", 0)
+        self._asked = mmap.mmap(-1, 1)
         self._next_s = time.monotonic() + _EVERY_S
 
     def ask(self) -> None:
         """Somebody needs the room: the next state that user code offers is kept, and then it ends."""
-        self._asked.value = 1
+        self._asked[0] = 1
 
     def keep(self, state: dict[str, Any]) -> bool:
         """Keep a state, unless another was kept a moment ago. True if it is on disk.
@@ -56,13 +56,13 @@ class Checkpoints:
             MadeRoom: the process is to end now.
             TypeError: the state holds something that is neither tensor nor plain data.
         """
-        if self._file is None or (not self._asked.value and time.monotonic() < self._next_s):
+        if self._file is None or (not self._asked[0] and time.monotonic() < self._next_s):
             return False
         began = time.monotonic()
         atomic_file.write_bytes(self._file, packed(state, self._run_key))
         took_s = time.monotonic() - began
         self._next_s = time.monotonic() + max(_EVERY_S, took_s * _COST_SHARE)
-        if self._asked.value:
+        if self._asked[0]:
             raise MadeRoom
         return True
 

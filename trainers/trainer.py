@@ -377,7 +377,7 @@ class Trainer:
             await self._fail(job, number - 1, f"the trainer died under it {to_blame} times")
             return
         assignment = self._assignment(job, number, admission, champion, key)
-        if (outcome := await self._trained(job, key)) is not None:
+        if number > 1 and (outcome := await self._trained(job, key)) is not None:
             log.info("trained already: what is left is to conclude")
             await self._say_started(assignment, Began(pid=os.getpid(), started_ms=self._now_ms()))
             await self._conclude_or_retry(job, number, to_blame + 1, outcome, champion)

@@ -8,7 +8,7 @@ same ids, so after a crash the fold is simply taken up again where the topics en
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -119,15 +119,22 @@ class Announcer:
 
     def apply(self, commit: Commit) -> list[Announced]:
         """Take one commit in; give what it has to announce, in the order to publish it."""
+        return [each for portion in self.portions(commit) for each in portion]
+
+    def portions(self, commit: Commit) -> Iterator[list[Announced]]:
+        """As `apply`, in two portions: the first may go out while the second is still computed.
+
+        Windows come first. A training waits for the decision on them, and the feature rows that are ready in
+        the same commit cost many times what the decision costs.
+        """
         progress = self.progress
         had_ms = progress.watermark_ms
         progress.version = commit.version
         self._take_in(commit)
-        announced = self._exclusions(commit)
-        announced += self._features(commit)
-        announced += self._windows(commit, had_ms)
+        yield self._exclusions(commit) + self._windows(commit, had_ms)
+        features = self._features(commit)
         self._forget()
-        return announced
+        yield features
 
     def _take_in(self, commit: Commit) -> None:
         progress = self.progress

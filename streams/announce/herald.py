@@ -185,17 +185,14 @@ class Herald:
             # Whoever made it may not have flushed it yet: nothing is said of what a power cut could undo.
             await asyncio.to_thread(make_durable, self.uri, version)
             commit = await asyncio.to_thread(read_commit, self.pipeline, self.uri, version)
-        announced = await asyncio.to_thread(announcer.apply, commit)
+        portions = announcer.portions(commit)
+        while (portion := await asyncio.to_thread(next, portions, None)) is not None:
+            await self._publish(portion, version, but_not=known)
+        known.clear()
         self._standings.take(commit)
         if version % _SNAPSHOT_EVERY == 0:
             with contextlib.suppress(OSError):  # a full disk: the next announcer reads more of the log
                 await asyncio.to_thread(keep, self.pipeline, self.uri, announcer.progress)
-        said_ms = time.time() * 1000
-        if self._traces is not None:
-            announced = traced(announced, self._traces.beginning(f"{self.pipeline.name}@{version}"))
-        self.totals.sent += await self._outbox.publish(announced, but_not=known)
-        self._count([each for each in announced if each.envelope.id not in known], version, said_ms)
-        known.clear()
         self.totals.version = version
         for stale in [v for v in self._waiting if v <= version]:
             del self._waiting[stale]
@@ -204,6 +201,13 @@ class Herald:
         self.totals.busy_s += took_s
         self._instruments.took(metrics.ANNOUNCE_SECONDS, took_s, self.pipeline.name)
         return True
+
+    async def _publish(self, announced: Sequence[Announced], version: int, *, but_not: set[str]) -> None:
+        said_ms = time.time() * 1000
+        if self._traces is not None:
+            announced = traced(announced, self._traces.beginning(f"{self.pipeline.name}@{version}"))
+        self.totals.sent += await self._outbox.publish(announced, but_not=but_not)
+        self._count([each for each in announced if each.envelope.id not in but_not], version, said_ms)
 
     def _count(self, sent: Sequence[Announced], version: int, said_ms: float) -> None:
         """To metrics, log and trace, once the cluster holds them."""
