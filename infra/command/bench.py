@@ -15,7 +15,7 @@ from infra.command.app import answers, app, console, settings
 
 bench = typer.Typer(
     name="bench",
-    help="Measure: ingest and training beside others, faults, drift, jobs, the page, swaps.",
+    help="Measure: ingest and training beside others, the door, faults, drift, jobs, the page, swaps.",
     no_args_is_help=True,
 )
 app.add_typer(bench)
@@ -106,6 +106,58 @@ def push(
     console.print(f"written to {file}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(result))
+
+
+@bench.command()
+def door(
+    forms: Annotated[
+        str, typer.Option(help="plain, binary, structured, batch, records; with commas between.")
+    ] = "binary,batch",
+    seconds: Annotated[float, typer.Option(min=0.5, help="Each form is sent for so long.")] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every form is sent.")] = 3,
+    connections: Annotated[int, typer.Option(min=1, help="Single events under way at once.")] = 128,
+    batches: Annotated[int, typer.Option(min=1, help="Requests of many events under way at once.")] = 8,
+    events: Annotated[int, typer.Option(min=1, help="Events of such a request.")] = 500,
+    kills: Annotated[int, typer.Option(min=0, help="kill -9 of door and broker in turns.")] = 6,
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """How many events a second a door acknowledges over HTTP, and whether a kill loses any of them."""
+    from loadtest.door.run import Options, measure
+
+    options = Options(
+        forms=tuple(name.strip() for name in forms.split(",") if name.strip()),
+        seconds=seconds,
+        rounds=rounds,
+        connections=connections,
+        batches_at_once=batches,
+        events=events,
+        kills=kills,
+    )
+    configured = settings()
+    with console.status("") as status:
+        result = measure(options, cache_dir=configured.cache_dir, said=status.update)
+    file = result.write(to or configured.paths.home / "bench")
+    console.print(result.table())
+    for form, target in result.targets().items():
+        met = "met" if target["met"] else "[red]not met[/]"
+        console.print(
+            f"{form}: {target['rate']:,.0f} events/s, at least {target['at_least']:,} promised: {met}",
+            highlight=False,
+        )
+    assert result.found is not None
+    console.print(
+        f"{result.found.acknowledged:,} acknowledged over {len(result.kills)} kills: "
+        f"{result.found.lost} lost, {result.found.misplaced} elsewhere than was said; "
+        f"{result.found.twice:,} more records, sent again after an answer that never came",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(result.as_json()))
+    if not result.holds():
+        raise typer.Exit(1)
 
 
 @bench.command()

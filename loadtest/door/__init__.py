@@ -1,0 +1,1 @@
+"""The door under load: events over HTTP a second, and whether any that was acknowledged is lost."""
