@@ -13,7 +13,15 @@ from schemas import topics
 from schemas.contract import Announcement
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap
 from schemas.errors import Rejected, Retryable
-from schemas.model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted, RolledBack
+from schemas.model import (
+    AdoptionRefused,
+    CurrentModel,
+    Manifest,
+    ModelAdopted,
+    ModelFresh,
+    ModelStale,
+    RolledBack,
+)
 from schemas.signature import TrustedKeys
 
 _Weights = tuple[str, int, str]
@@ -26,6 +34,8 @@ class Models:
     _said: dict[_Weights, tuple[CurrentModel, bool]] = field(default_factory=dict)
     _adopted: dict[tuple[str, str], ModelAdopted] = field(default_factory=dict)
     _refused: dict[tuple[_Weights, str], AdoptionRefused] = field(default_factory=dict)
+    _stale: dict[tuple[str, str], ModelStale] = field(default_factory=dict)
+    _fresh_ms: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def note(self, event: Announcement, *, trusted: bool) -> None:
         """Take in one event.
@@ -42,6 +52,13 @@ class Models:
                 known = self._adopted.get((event.name, event.service))
                 if known is None or event.adopted_ms >= known.adopted_ms:
                     self._adopted[event.name, event.service] = event
+            case ModelStale():
+                stale = self._stale.get((event.name, event.service))
+                if stale is None or event.noted_ms >= stale.noted_ms:
+                    self._stale[event.name, event.service] = event
+            case ModelFresh():
+                key = event.name, event.service
+                self._fresh_ms[key] = max(event.fresh_ms, self._fresh_ms.get(key, 0))
             case AdoptionRefused():
                 self._refused[(event.name, event.version, event.sha256), event.service] = event
             case _:
@@ -67,7 +84,8 @@ class Models:
         """All versions, of one model or of all, the newest of each model first.
 
         `live` is the newest that a trusted key signed. `adopted_by` names the services that answer with it
-        now, as far as they have said; `refused_by` those that would not take it.
+        now, as far as they have said; `stale_at` says why it is stale at some of those; `refused_by` names
+        services that would not take it.
         """
         live: dict[str, int] = {}
         for (model, version, _), (_, trusted) in self._said.items():
@@ -95,10 +113,19 @@ class Models:
             "signed_by": [each.key_id for each in event.signatures],
             "trusted": trusted,
             "adopted_by": {e.service: e.adopted_ms for e in sorted(adopted, key=lambda e: e.service)},
+            "stale_at": {e.service: why for e in adopted if (why := self._why_stale(e))},
             "refused_by": {
                 service: e.reason for (what, service), e in sorted(self._refused.items()) if what == key
             },
         }
+
+    def _why_stale(self, adopted: ModelAdopted) -> str:
+        """What the service said of it, unless it said later that it is fresh, or adopted anew."""
+        key = adopted.name, adopted.service
+        stale = self._stale.get(key)
+        if stale is None or stale.noted_ms < max(adopted.adopted_ms, self._fresh_ms.get(key, 0)):
+            return ""
+        return stale.why
 
 
 def _measures(scores: Any) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from aiokafka.errors import KafkaError
 from polars.exceptions import PanicException, PolarsError
 
 from . import topics
-from .client import LoadedModel, ModelFollower
+from .client import Answering, ModelFollower, StalenessBound
 from .envelope import ARROW_STREAM, Envelope, open_record, wrap
 from .errors import Rejected
 from .prediction import Predictions
@@ -63,12 +63,13 @@ def read(record: ConsumerRecord[Any, Any]) -> tuple[Envelope, pl.DataFrame]:
     return envelope, rows
 
 
-def answer(model: LoadedModel, envelope: Envelope, rows: pl.DataFrame, *, service: str) -> Predictions:
-    """One model's answers to one frame of feature rows.
+def answer(answering: Answering, envelope: Envelope, rows: pl.DataFrame, *, service: str) -> Predictions:
+    """One model's answers to one frame of feature rows: which version gave them, and why it is stale if so.
 
     Raises:
         UnfitColumns: the frame lacks a feature that the model takes.
     """
+    model = answering.model
     scores = model.predict(rows.to_dict())
     times_ms = rows.get_column("_time").to_list()
     return Predictions(
@@ -82,6 +83,7 @@ def answer(model: LoadedModel, envelope: Envelope, rows: pl.DataFrame, *, servic
         scores=[float(score) for score in scores],
         newest_event_ms=max(times_ms),
         answered_ms=int(time.time() * 1000),
+        stale=answering.why,
     )
 
 
@@ -128,7 +130,7 @@ class ExampleService:
                 batches = await consumer.getmany(timeout_ms=1000, max_records=_MOST_FRAMES)
                 sent = []
                 for record in (record for records in batches.values() for record in records):
-                    for event in await asyncio.to_thread(self._answers, record, recent):
+                    for event in await self._answers(record, recent):
                         envelope = wrap(event, source=f"/service/{self.name}", time_ms=event.answered_ms)
                         key, value, headers = envelope.record()
                         sent.append(
@@ -142,11 +144,15 @@ class ExampleService:
         finally:
             await asyncio.gather(consumer.stop(), producer.stop(), return_exceptions=True)
 
-    def _answers(self, record: ConsumerRecord[Any, Any], recent: dict[str, None]) -> list[Predictions]:
-        """The answers of all models that are there. A bad frame is logged and passed by."""
+    async def _answers(self, record: ConsumerRecord[Any, Any], recent: dict[str, None]) -> list[Predictions]:
+        """The answers of all models that are there. A bad frame is logged and passed by.
+
+        A frame waits here for a stale model where the service lets them wait. If the cluster then takes this
+        member for gone, frames are read again from the last committed one, and answered under the same ids.
+        """
         answers = []
         try:
-            envelope, rows = read(record)
+            envelope, rows = await asyncio.to_thread(read, record)
             if envelope.id in recent or rows.is_empty():
                 self.counts["repeated or empty"] += 1
                 return []
@@ -156,11 +162,12 @@ class ExampleService:
             for follower in self._followers:
                 # One look: the whole frame is answered by one version, also amid a swap; and a frame that lay
                 # here while we were away by the model of its own time, not by one that knows what followed.
-                if (model := follower.as_of(envelope.time_ms)) is None:
+                if (answering := await follower.answering(envelope.time_ms)) is None:
                     self.counts[f"no {follower.name} yet"] += 1
                     log.info("frame %s is not answered by %s: no version yet", envelope.id, follower.name)
                     continue
-                answers.append(answer(model, envelope, rows, service=self.name))
+                one = await asyncio.to_thread(answer, answering, envelope, rows, service=self.name)
+                answers.append(one)
                 self.counts[f"answered by {follower.name}"] += 1
         except Rejected as error:
             self.counts["refused"] += 1
@@ -182,6 +189,12 @@ async def serve(arguments: argparse.Namespace) -> None:
                     cache_dir=arguments.cache_dir,
                     trusted_keys=arguments.trusted_keys,
                     inputs=_columns(arguments.input),
+                    staleness=StalenessBound(
+                        age_s=arguments.max_age_s,
+                        behind_s=arguments.max_behind_s,
+                        unconfirmed_s=arguments.max_unconfirmed_s,
+                        then=arguments.when_stale,
+                    ),
                 )
             )
             for name in (arguments.model, *arguments.also)
@@ -224,6 +237,23 @@ def main() -> None:
         type=Path,
         help="file of the public keys whose models are taken, as the trainer's keys/trusted.txt; "
         "without it, whoever may write to the cluster is trusted",
+    )
+    for bound, since in (
+        ("age", "the model was published"),
+        ("behind", "a newer version is known that is not held"),
+        ("unconfirmed", "the end of the models' log was last confirmed"),
+    ):
+        parser.add_argument(
+            f"--max-{bound}-s",
+            type=float,
+            metavar="S",
+            help=f"a model is stale so many seconds after {since}",
+        )
+    parser.add_argument(
+        "--when-stale",
+        choices=("serve", "flag", "wait"),
+        default="flag",
+        help="answer as before, say in each answer why it is stale, or answer once it no longer is",
     )
     parser.add_argument("--cache-dir", type=Path, default=Path("model-cache"), help="where downloads lie")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

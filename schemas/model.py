@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -10,6 +10,13 @@ from msgspec import Meta, Struct, field
 from .contract import Announcement, announces
 from .job import Experiment
 from .raw import TimeMs
+
+_SECONDS_SHOWN = 120.0
+_OVER = {
+    "age": "published {} ago",
+    "behind": "a newer version is known for {} and is not held",
+    "unconfirmed": "the end of the models' log was last confirmed {} ago",
+}
 
 
 class Artifact(Struct, frozen=True, kw_only=True):
@@ -238,6 +245,68 @@ class AdoptionRefused(ModelEvent, frozen=True, kw_only=True):
 
     def event_id(self) -> str:
         return f"{self.name}/{self.version}/{self.sha256}/adoption-refused/{self.service}/{self.refused_ms}"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+class OverBound(Struct, frozen=True, kw_only=True):
+    """A bound of a service's that its model is beyond."""
+
+    bound: Annotated[
+        Literal["age", "behind", "unconfirmed"],
+        Meta(
+            description="`age`: since it was published; `behind`: since a newer version is known that is not "
+            "held; `unconfirmed`: since the end of the models' log was last confirmed"
+        ),
+    ]
+    for_s: float
+    at_most_s: float
+
+    def __str__(self) -> str:
+        since = f"{self.for_s:.1f} s" if self.for_s < _SECONDS_SHOWN else f"{self.for_s / 60:.0f} min"
+        return _OVER[self.bound].format(since)
+
+
+@announces("model.stale")
+class ModelStale(ModelEvent, frozen=True, kw_only=True):
+    """The model that a service answers with is beyond a bound that the service chose. It is its first, or the
+    version is another than the last time."""
+
+    service: str
+    version: int
+    sha256: str
+    newest_version: Annotated[int, Meta(description="that the service knows of")]
+    over: Annotated[list[OverBound], Meta(description="the bounds that are passed")]
+    then: Annotated[Literal["serve", "flag", "wait"], Meta(description="what becomes of questions meanwhile")]
+    since_ms: Annotated[TimeMs, Meta(description="when the first of the bounds was passed")]
+    noted_ms: TimeMs
+
+    @property
+    def why(self) -> str:
+        """For a person."""
+        return "; ".join(map(str, self.over))
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.version}/{self.sha256}/stale/{self.service}/{self.noted_ms}"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+@announces("model.fresh")
+class ModelFresh(ModelEvent, frozen=True, kw_only=True):
+    """The model that a service answers with is within the service's bounds again."""
+
+    service: str
+    version: int
+    sha256: str
+    stale_version: Annotated[int, Meta(description="that the service last said to be stale")]
+    stale_since_ms: TimeMs
+    fresh_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.version}/{self.sha256}/fresh/{self.service}/{self.fresh_ms}"
 
     def subject(self) -> str:
         return f"{self.name}/{self.version}"

@@ -24,6 +24,13 @@ class Predictions(Announcement, frozen=True, kw_only=True):
     scores: Annotated[list[float], Meta(description="probabilities")]
     newest_event_ms: Annotated[TimeMs, Meta(description="event time of the newest row behind the answer")]
     answered_ms: TimeMs
+    stale: Annotated[
+        str,
+        Meta(
+            description="why the model was stale when it answered; empty: it was within the service's "
+            "bounds, or the service flags no answers"
+        ),
+    ] = ""
 
     def event_id(self) -> str:
         return f"{self.service}/{self.name}/{self.features_id}"

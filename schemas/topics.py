@@ -290,13 +290,15 @@ JOBS = _announced(
 )
 MODELS = _announced(
     "tidemill.models",
-    "History of all models: published, refused, adopted, adoption refused, rolled back.",
+    "History of all models: published, refused, adopted, adoption refused, stale, fresh again, rolled back.",
     model.ModelPublished,
     model.ModelRefused,
     model.ModelAdopted,
     model.AdoptionRefused,
+    model.ModelStale,
+    model.ModelFresh,
     model.RolledBack,
-    producer="trainer (published, refused, rolled back), services (adopted, adoption refused)",
+    producer="trainer (published, refused, rolled back), services (adopted, adoption refused, stale, fresh)",
     consumers=("services", "engineers"),
     key="model name",
 )

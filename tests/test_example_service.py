@@ -115,8 +115,10 @@ async def test_each_frame_is_answered_once_by_each_model_that_is_there(
     name, other, absent = topic("model"), topic("other"), topic("absent")
     await begin_at_the_end(cluster, name)
     await cluster.say(published(name, 1, FIRST, store=store.url))
-    await cluster.say(published(other, 4, SECOND, store=store.url))
-    async with service(cluster, store, tmp_path, name, "--also", other, "--also", absent) as process:
+    two_hours_ago_ms = int(time.time() * 1000) - 7_200_000
+    await cluster.say(published(other, 4, SECOND, store=store.url, published_ms=two_hours_ago_ms))
+    more = ("--also", other, "--also", absent, "--max-age-s", "3600")
+    async with service(cluster, store, tmp_path, name, *more) as process:
         lacking = frame(f"{name}/lacks", ROWS.drop("distance"))
         unkeyed = replace(frame(f"{name}/unkeyed"), extensions={})
         cut = replace(frame(f"{name}/cut"), data=frame("x").data[:100])
@@ -147,6 +149,7 @@ async def test_each_frame_is_answered_once_by_each_model_that_is_there(
         assert event.times_ms == [10, 30, 20]
         assert event.newest_event_ms == 30
         assert event.scores == pytest.approx(answers(FIRST if event.version == 1 else SECOND))
+        assert event.stale == ("published 120 min ago" if event.name == other else "")
     ends = err.decode().splitlines()[-1]
     assert f"3 answered by {other}" in ends
     assert f"3 no {absent} yet" in ends

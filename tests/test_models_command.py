@@ -5,22 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from io import StringIO
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from infra.command.main import app
+from infra.command.models import table
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from infra.model_board import Models
+from infra.page.models import ModelNews
 from schemas import topics
 from schemas.errors import InvalidConfiguration
 from schemas.examples import announced
-from schemas.model import AdoptionRefused, CurrentModel, ModelAdopted, ModelPublished
+from schemas.model import (
+    AdoptionRefused,
+    CurrentModel,
+    ModelAdopted,
+    ModelFresh,
+    ModelPublished,
+    ModelStale,
+    OverBound,
+)
 from tests.client_fixtures import published, rolled_back, weights
 from tests.trainer_fixtures import Topics
 from trainers.keys import KeyFolder
@@ -56,6 +68,58 @@ def test_the_account_is_one_whatever_order_its_events_come_in() -> None:
         (1, False, {"b": 1}),
     ]
     assert all(rows(*order, *order) == expected for order in permutations(events))
+
+
+def stale(event: CurrentModel, service: str, at_ms: int) -> ModelStale:
+    return ModelStale(
+        name=event.name,
+        service=service,
+        version=event.manifest.version,
+        sha256=event.manifest.artifact.sha256,
+        newest_version=event.manifest.version,
+        over=[OverBound(bound="age", for_s=600.0, at_most_s=60.0)],
+        then="flag",
+        since_ms=at_ms,
+        noted_ms=at_ms,
+    )
+
+
+def fresh(event: CurrentModel, service: str, at_ms: int) -> ModelFresh:
+    return ModelFresh(
+        name=event.name,
+        service=service,
+        version=event.manifest.version,
+        sha256=event.manifest.artifact.sha256,
+        stale_version=1,
+        stale_since_ms=0,
+        fresh_ms=at_ms,
+    )
+
+
+def test_where_a_model_is_stale_is_said_until_the_service_says_otherwise_or_begins_anew() -> None:
+    went = (adopted(FIRST, "a", 1), stale(FIRST, "a", 2))
+    why = "published 10 min ago"
+    for events, expected in (
+        (went, {"a": why}),
+        ((*went, adopted(FIRST, "b", 5)), {"a": why}),
+        ((*went, fresh(FIRST, "a", 3)), {}),
+        ((*went, fresh(FIRST, "a", 3), stale(FIRST, "a", 4)), {"a": why}),
+        ((*went, adopted(FIRST, "a", 3)), {}),
+    ):
+        for order in permutations(events):
+            (row,) = rows(FIRST, *order, *order)
+            assert row["stale_at"] == expected
+            news = ModelNews()
+            for event in (FIRST, *order):
+                news.note(event, trusted=True)
+            said = news.adoptions()
+            assert [each["stale"] for each in said["now"] if each["service"] == "a"] == [
+                expected.get("a", "")
+            ]
+            assert {each["what"] for each in said["history"]} >= {"adopted", "stale"}
+    shown = Console(width=200, file=StringIO(), record=True)
+    shown.print(table(rows(FIRST, *went)))
+    assert f"stale at a: {why}" in shown.export_text()
 
 
 def test_the_gates_numbers_are_those_of_the_event() -> None:

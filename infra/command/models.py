@@ -77,6 +77,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         sides = [row[side] and row[side]["auc"] for side in ("challenger", "champion")]
         refused = [f"{service} refused: {why}" for service, why in row["refused_by"].items()]
+        stale = [f"stale at {service}: {why}" for service, why in row["stale_at"].items()]
         again = [f"weights of {row['weights_of_version']}: {row['reason']}"] if row["reason"] else []
         drawn.add_row(
             escape(row["name"]),
@@ -85,7 +86,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
             _better(row["gate"]),
             escape(", ".join(row["signed_by"]) or "nobody") + ("" if row["trusted"] else " (not trusted)"),
             escape(", ".join(row["adopted_by"])),
-            escape("; ".join([*again, *refused])[:120]),
+            escape("; ".join([*again, *stale, *refused])[:120]),
         )
     return drawn
 

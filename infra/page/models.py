@@ -15,7 +15,9 @@ from schemas.model import (
     Manifest,
     ModelAdopted,
     ModelEvent,
+    ModelFresh,
     ModelRefused,
+    ModelStale,
     Scores,
 )
 
@@ -42,13 +44,19 @@ class ModelNews:
             case ModelRefused():
                 self._refused[event.event_id()] = event
             case ModelAdopted():
-                said = msgspec.to_builtins(event)
-                self._adoptions[event.event_id()] = {**said, "at_ms": event.adopted_ms, "reason": ""}
+                self._say(event, "adopted", event.adopted_ms)
             case AdoptionRefused():
-                said = msgspec.to_builtins(event)
-                self._adoptions[event.event_id()] = {**said, "at_ms": event.refused_ms}
+                self._say(event, "refused", event.refused_ms, event.reason)
+            case ModelStale():
+                self._say(event, "stale", event.noted_ms, event.why)
+            case ModelFresh():
+                self._say(event, "fresh", event.fresh_ms)
             case _:
                 pass
+
+    def _say(self, event: ModelEvent, what: str, at_ms: int, reason: str = "") -> None:
+        said = {**msgspec.to_builtins(event), "what": what, "at_ms": at_ms, "reason": reason}
+        self._adoptions[event.event_id()] = said
 
     def as_json(self) -> dict[str, Any]:
         """For the page and for programs; `models` is what `tidemill models --json` says."""
@@ -73,7 +81,7 @@ class ModelNews:
         }
 
     def adoptions(self) -> dict[str, Any]:
-        """Which service answers with which version, and how it came to that."""
+        """Which service answers with which version, whether it is stale there, and how it came to that."""
         rows = self.board.rows()
         live = {row["name"]: row["version"] for row in rows if row["live"]}
         now = [
@@ -83,6 +91,7 @@ class ModelNews:
                 "version": row["version"],
                 "adopted_ms": adopted_ms,
                 "live": live.get(row["name"]),
+                "stale": row["stale_at"].get(service, ""),
             }
             for row in rows
             for service, adopted_ms in row["adopted_by"].items()

@@ -7,21 +7,26 @@ from .errors import (
     CacheUnavailable,
     ModelUnfit,
     ModelUnusable,
+    StaleModel,
     StoreNotAllowed,
     StoreUnavailable,
     UnfitColumns,
 )
-from .follow import ModelFollower
+from .follow import Answering, ModelFollower
 from .load import LoadedModel
+from .staleness import StalenessBound
 
 __all__ = [
     "ModelFollower",
+    "Answering",
+    "StalenessBound",
     "LoadedModel",
     "UnfitColumns",
     "ArtifactMismatch",
     "StoreNotAllowed",
     "ModelUnfit",
     "ModelUnusable",
+    "StaleModel",
     "StoreUnavailable",
     "CacheUnavailable",
 ]

@@ -7,6 +7,7 @@ Rejected
 ├── ModelUnusable      right bytes, but no network that answers comes of them
 └── UnfitColumns       the columns of a question are not those that the model takes
 Retryable
+├── StaleModel         beyond the service's bounds for longer than the question may wait
 ├── StoreUnavailable   no store gave the artifact, after several tries
 └── CacheUnavailable   the cache folder cannot be read or written
 """
@@ -34,6 +35,10 @@ class ModelUnusable(Rejected):
 
 class UnfitColumns(Rejected):
     """The columns of a question are not those that the model takes: some are missing, or of other lengths."""
+
+
+class StaleModel(Retryable):
+    """The model is beyond the service's bounds, and stayed so for as long as the question may wait."""
 
 
 class StoreUnavailable(Retryable):

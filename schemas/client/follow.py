@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,19 +20,36 @@ from aiokafka.structs import TopicPartition
 from .. import topics, trace
 from ..envelope import NotAnAnnouncement, open_record, unwrap
 from ..errors import Rejected, Retryable
-from ..model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted
+from ..model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted, ModelFresh, ModelStale, OverBound
 from ..signature import SignatureRefused, SignerUnknown, TrustedKeys
 from .announce import Announcer
 from .download import Downloader
+from .errors import StaleModel
 from .fit import Inputs, check_fit, check_inputs
 from .load import LoadedModel, check_kind, import_libraries, load
 from .memory import Memory
+from .staleness import Known, StalenessBound, next_s, over, words
 
 log = logging.getLogger(__name__)
 
 _AGAIN_AFTER_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 _FLUSH_S = 3.0
 _LIST_AGAIN_AFTER_S = 2.0
+_CONFIRM_EVERY_S = 5.0
+_CONFIRM_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """The model that answers one question; `stale` says why it is stale, where the service flags that."""
+
+    model: LoadedModel
+    stale: tuple[OverBound, ...] = ()
+
+    @property
+    def why(self) -> str:
+        """Why the model is stale, in words; empty: it is not, or it is not flagged."""
+        return words(self.stale)
 
 
 class ModelFollower:
@@ -52,6 +71,7 @@ class ModelFollower:
         pin_version: hold exactly this version, whatever is published later.
         inputs: the columns that this service can give, by name, or name and type (`string`, `float`, `int`):
             a model that takes others is refused before it is fetched. None: no model is refused for that.
+        staleness: how stale the model may be, and what becomes of questions then. None: it is never stale.
         max_bytes: an artifact that claims to be larger is refused unseen.
         timeout_s: longest wait for a store's connection or its next bytes.
         tracer: an OpenTelemetry tracer; adoptions are recorded by it, in the trace that the model's event
@@ -74,6 +94,7 @@ class ModelFollower:
         trusted_keys: Sequence[str] | Path | None = None,
         pin_version: int | None = None,
         inputs: Inputs | None = None,
+        staleness: StalenessBound | None = None,
         max_bytes: int = 2 * 2**30,
         timeout_s: float = 10.0,
         s3: Mapping[str, Any] | None = None,
@@ -88,6 +109,12 @@ class ModelFollower:
         self._pinned = pin_version
         check_inputs(inputs)
         self._inputs = inputs
+        self._bound = StalenessBound() if staleness is None else staleness
+        self._known_since: tuple[tuple[int, float], ...] = ()  # versions not held yet, and since when known
+        self._confirmed_s = time.monotonic()
+        self._said_stale: ModelStale | None = None
+        self._moved = asyncio.Event()  # something that staleness depends on
+        self._within = asyncio.Event()  # the bounds
         # A pinned version may be gone from the compacted topic; the history keeps it.
         self._topic = (topics.MODELS_CURRENT if pin_version is None else topics.MODELS).name
         folder = Path(cache_dir) / f"model-{quote(name, safe='')}"
@@ -124,7 +151,8 @@ class ModelFollower:
             if self._newest is not None:
                 self._fallback = self._newest, self._newest_event
         self._remembered_former = await asyncio.to_thread(self._memory.recall_former)
-        roads = (self._follow_forever(), self._adopt_forever(), self._announcer.run())
+        self._confirmed_s = time.monotonic()
+        roads = (self._follow_forever(), self._adopt_forever(), self._watch_forever(), self._announcer.run())
         self._tasks = [asyncio.create_task(road) for road in roads]
 
     async def stop(self) -> None:
@@ -162,6 +190,100 @@ class ModelFollower:
             return None if current.version == 1 else current
         return before if before.manifest.published_ms <= time_ms else current
 
+    @property
+    def stale(self) -> tuple[OverBound, ...]:
+        """The bounds that the current model is beyond at this moment; none: it is not stale, or not there."""
+        model = self.current
+        return () if model is None else over(self._known(model), self._bound)
+
+    async def answering(self, time_ms: int | None = None) -> Answering | None:
+        """Who answers a question, with the service's bounds kept as it chose; None before a first version.
+
+        Args:
+            time_ms: when the question stood; None: now. A model from before the current one answers what
+                stood in its own time, and is not stale for that.
+
+        Raises:
+            StaleModel: of a service that lets questions wait: this one has waited for `patience_s`.
+        """
+        if self._bound.then == "wait" and self.stale:
+            await self._wait_until_within()
+        model = self.current if time_ms is None else self.as_of(time_ms)
+        if model is None:
+            return None
+        flagged = self._bound.then == "flag" and model is self.current
+        return Answering(model, self.stale if flagged else ())
+
+    async def _wait_until_within(self) -> None:
+        try:
+            async with asyncio.timeout(self._bound.patience_s):
+                while self.stale:
+                    self._within.clear()
+                    self._moved.set()
+                    await self._within.wait()
+        except TimeoutError:
+            if why := words(self.stale):
+                raise StaleModel(
+                    f"{self.name} is stale, and a question waits {self._bound.patience_s:g} s at most: "
+                    f"{why}; ask again, or let stale models serve or flag"
+                ) from None
+
+    def _known(self, model: LoadedModel) -> Known:
+        now_s = time.monotonic()
+        newer_s = next((since for version, since in self._known_since if version > model.version), None)
+        return Known(
+            age_s=time.time() - model.manifest.published_ms / 1000,
+            behind_s=None if newer_s is None else now_s - newer_s,
+            unconfirmed_s=now_s - self._confirmed_s,
+        )
+
+    async def _watch_forever(self) -> None:
+        """Say when the model becomes stale and when it no longer is, and wake who waits for that."""
+        while True:
+            self._moved.clear()
+            pause_s = self._look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._moved.wait()
+
+    def _look(self) -> float | None:
+        """Say what is new of the model's staleness; gives the seconds until it may turn by itself."""
+        model, said = self.current, self._said_stale
+        if model is None:
+            return None
+        known = self._known(model)
+        if not (passed := over(known, self._bound)):
+            self._within.set()
+            if said is not None:
+                self._said_stale = None
+                log.info("%s version %s is no longer stale", self.name, model.version)
+                fresh = ModelFresh(
+                    name=self.name,
+                    service=self.service,
+                    version=model.version,
+                    sha256=model.sha256,
+                    stale_version=said.version,
+                    stale_since_ms=said.since_ms,
+                    fresh_ms=_now_ms(),
+                )
+                self._announcer.say(fresh)
+        elif said is None or said.version != model.version:
+            now_ms = _now_ms()
+            log.warning("%s version %s is stale: %s", self.name, model.version, words(passed))
+            self._said_stale = ModelStale(
+                name=self.name,
+                service=self.service,
+                version=model.version,
+                sha256=model.sha256,
+                newest_version=max([model.version, *(version for version, _ in self._known_since)]),
+                over=list(passed),
+                then=self._bound.then,
+                since_ms=now_ms - int(1000 * max(each.for_s - each.at_most_s for each in passed)),
+                noted_ms=now_ms,
+            )
+            self._announcer.say(self._said_stale)
+        return next_s(known, self._bound)
+
     async def settled(self) -> LoadedModel | None:
         """Wait until what was published before we began is adopted or refused; the model, if there is one.
 
@@ -192,14 +314,32 @@ class ModelFollower:
         partitions = [TopicPartition(self._topic, number) for number in numbers]
         consumer.assign(partitions)
         await consumer.seek_to_beginning(*partitions)
-        ends = await consumer.end_offsets(partitions)
+        every_s = min(_CONFIRM_EVERY_S, (self._bound.unconfirmed_s or math.inf) / 4)
+        ends, asked_s = await self._ends(consumer, partitions)
+        confirmed = False
         while True:
-            if not self._caught_up and all([await consumer.position(p) >= ends[p] for p in partitions]):
-                self._caught_up = True
-                self._poked.set()
-            for records in (await consumer.getmany(timeout_ms=1000)).values():
+            if not confirmed and all([await consumer.position(p) >= ends[p] for p in partitions]):
+                confirmed = True
+                self._confirmed_s = asked_s
+                self._moved.set()
+                if not self._caught_up:
+                    self._caught_up = True
+                    self._poked.set()
+            wait_ms = int(1000 * min(1.0, every_s))
+            for records in (await consumer.getmany(timeout_ms=wait_ms)).values():
                 for record in records:
                     self._note(record)
+            if confirmed and time.monotonic() - asked_s >= every_s:
+                ends, asked_s = await self._ends(consumer, partitions)
+                confirmed = False
+
+    async def _ends(
+        self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]
+    ) -> tuple[dict[TopicPartition, int], float]:
+        """Where the log ends, and the moment before that was asked: what comes later may lie behind it."""
+        asked_s = time.monotonic()
+        async with asyncio.timeout(_CONFIRM_WITHIN_S):
+            return await consumer.end_offsets(partitions), asked_s
 
     def _note(self, record: ConsumerRecord[Any, Any]) -> None:
         if record.key != self.name.encode():
@@ -231,6 +371,8 @@ class ModelFollower:
             self._poked.set()
             return
         self._newest, self._newest_event = manifest, event
+        self._known_since = (*self._known_since, (manifest.version, time.monotonic()))
+        self._moved.set()
         self._unknown_signer = None
         self._failures = 0
         self._poked.set()
@@ -326,7 +468,9 @@ class ModelFollower:
         loaded = await asyncio.to_thread(load, manifest, content)
         self._before = self.current or await self._former(manifest)
         previous, self.current = self.current, loaded
+        self._known_since = tuple(each for each in self._known_since if each[0] > loaded.version)
         self._ready.set()
+        self._moved.set()
         if self._pinned is None:
             await asyncio.to_thread(self._memory.keep, event)
         load_ms = (time.perf_counter() - began) * 1000
