@@ -8,6 +8,7 @@ import sys
 from infra.command import (
     backup,  # noqa: F401
     bench,  # noqa: F401  (importing registers the commands)
+    bench_worker,  # noqa: F401
     commands,  # noqa: F401
     data,  # noqa: F401
     dataset,  # noqa: F401

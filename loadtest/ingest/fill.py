@@ -47,30 +47,37 @@ class Filled:
     bytes_per_event: float
 
 
-async def fill(
-    connection: Connection,
-    events: int,
-    *,
-    form: Format = "json",
-    partitions: int = 4,
-    keys: int = 32,
-    console: Console | None = None,
-) -> Filled:
-    """Create the topics and push the events, in order by partition."""
-    await ensure([*topics.TOPICS, readings.declare(partitions)], connection)
-    producer = AIOKafkaProducer(
+def producer_for(connection: Connection, form: Format = "json") -> AIOKafkaProducer:
+    """A producer whose batches have room for such records."""
+    return AIOKafkaProducer(
         **connection.client_arguments(),
         enable_idempotence=True,
         max_batch_size=512 * 1024 if form != "arrow" else 4 * 2**20,
         max_request_size=8 * 2**20,
     )
+
+
+async def fill(
+    connection: Connection,
+    events: int,
+    *,
+    topic: str = readings.TOPIC,
+    form: Format = "json",
+    partitions: int = 4,
+    keys: int = 32,
+    first: int = 0,
+    console: Console | None = None,
+) -> Filled:
+    """Create the topics and push the events, in order by partition; `first` as in `readings.chunks`."""
+    await ensure([*topics.TOPICS, readings.declare(partitions, name=topic)], connection)
+    producer = producer_for(connection, form)
     await producer.start()
     sent = kept = unique = size_bytes = 0
     counts = [0] * partitions
     try:
         with Progress(console=console, transient=True, disable=console is None) as progress:
             bar = progress.add_task(f"making {events:,} events", total=events)
-            for parts in readings.chunks(events, partitions=partitions, keys=keys):
+            for parts in readings.chunks(events, partitions=partitions, keys=keys, first=first):
                 for number, part in enumerate(parts):
                     good = readings.kept(part)
                     kept += good.height
@@ -79,7 +86,7 @@ async def fill(
                     size_bytes += sum(len(value) for _, value in records)
                     counts[number] += len(records)
                     for future in await send_records(
-                        producer, readings.TOPIC, number, records, headers=_HEADERS[form]
+                        producer, topic, number, records, headers=_HEADERS[form]
                     ):
                         await future
                     sent += part.height

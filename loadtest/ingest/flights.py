@@ -39,9 +39,9 @@ from infra.kafka.batches import partition_for, send_records
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from infra.supervisor import Supervised, Supervisor, tidemill
+from loadtest.ingest.visible import Follower
 from schemas import topics
 from schemas.topics import WATERMARK_HEADER
-from streams.announce.log import is_committed
 
 console = Console(stderr=True)
 
@@ -151,18 +151,21 @@ def worker_round(connection: Connection, ends: dict[tuple[str, int], int], home:
 
 
 class _SoFar:
-    """How far a dataset is. Each entry of its log is read once: looking must not cost what is measured."""
+    """How far a dataset is."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.version = -1
-        self._dataset = dataset
+        self._follower = Follower(dataset)
         self._at: dict[str, int] = {}
+
+    @property
+    def version(self) -> int:
+        """The newest that was seen."""
+        return self._follower.version
 
     def reaches(self, ends: dict[tuple[str, int], int]) -> bool:
         """Whether all of the partitions are in."""
-        while is_committed(self._dataset.uri, self.version + 1):
-            self.version += 1
-            offsets = self._dataset.commit(self.version).metadata.get("offsets", {})
+        for commit in self._follower.new():
+            offsets = commit.metadata.get("offsets", {})
             self._at |= {name: following for name, (_, following) in offsets.items()}
         return all(self._at.get(f"{topic}/{number}", 0) >= end for (topic, number), end in ends.items())
 

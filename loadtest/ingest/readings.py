@@ -26,7 +26,7 @@ from schemas.topics import Topic, Version
 from streams.clean import between, dedupe, require
 from streams.pipeline import Pipeline, Source
 from streams.tag import Tag
-from streams.window import Tumbling
+from streams.window import Sliding, Tumbling
 
 TOPIC = "bench.readings"
 FIRST_MS = 1_767_225_600_000
@@ -50,11 +50,11 @@ class Reading(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     battery: Annotated[int, Meta(ge=0, le=100, description="percent")]
 
 
-def declare(partitions: int = 4) -> Topic:
+def declare(partitions: int = 4, *, name: str = TOPIC) -> Topic:
     """The topic of the readings, declared for the worker's checks and for whoever creates it."""
     return topics.declare(
         Topic(
-            name=TOPIC,
+            name=name,
             purpose="Readings of the load test.",
             producer="tidemill bench",
             consumers=("the sides of tidemill bench",),
@@ -83,15 +83,31 @@ AVRO: dict[str, Any] = {
 """The writer's schema of the Avro records; its id is ours to choose, as it is found in a file."""
 
 
-def pipeline(name: str, records: Literal["json", "avro"] = "json") -> Pipeline:
-    """The common work as a Tidemill engineer writes it."""
-    declare()
+def pipeline(
+    name: str,
+    records: Literal["json", "avro"] = "json",
+    *,
+    topic: str = TOPIC,
+    within: str | None = "1m",
+    window: Sliding | None = None,
+) -> Pipeline:
+    """The common work as a Tidemill engineer writes it.
+
+    Args:
+        within: the horizon of dedupe, of event time; None keeps repeats.
+        window: another than the common work's.
+    """
+    declare(name=topic)
     return Pipeline(
         name=name,
-        source=Source(TOPIC, schema=Reading, event_time="time", key="id", disorder="1s", records=records),
-        clean=[require("source", "value"), between("value", -50, HOTTEST), dedupe(within="1m")],
+        source=Source(topic, schema=Reading, event_time="time", key="id", disorder="1s", records=records),
+        clean=[
+            require("source", "value"),
+            between("value", -50, HOTTEST),
+            *([dedupe(within=within)] if within else []),
+        ],
         tag=[Tag("hot", pl.col("value") >= HOT)],
-        window=Tumbling("10s", lateness="1s"),
+        window=window or Tumbling("10s", lateness="1s"),
     )
 
 
@@ -109,17 +125,20 @@ def sources(count: int, partitions: int) -> list[list[str]]:
     return by_partition
 
 
-def chunks(events: int, *, partitions: int = 4, keys: int = 32) -> Iterator[list[pl.DataFrame]]:
+def chunks(
+    events: int, *, partitions: int = 4, keys: int = 32, first: int = 0
+) -> Iterator[list[pl.DataFrame]]:
     """The events in order of time, some hundred thousand at a time, each chunk by partition.
 
-    The same for the same arguments, whoever makes them.
+    The same for the same arguments, whoever makes them. `first` is the number of the first event: those
+    before it were made by an earlier call.
     """
-    chance = np.random.default_rng(_SEED)
+    chance = np.random.default_rng((_SEED, first) if first else _SEED)
     names = sources(keys, partitions)
     flat = [name for own in names for name in own]
     home = np.array([number for number, own in enumerate(names) for _ in own])
-    for start in range(0, events, _CHUNK):
-        number = np.arange(start, min(events, start + _CHUNK))
+    for start in range(first, first + events, _CHUNK):
+        number = np.arange(start, min(first + events, start + _CHUNK))
         size = len(number)
         by = chance.integers(0, len(flat), size)
         value = np.round(chance.normal(55, 20, size).clip(-40, 140), 2)

@@ -184,6 +184,14 @@ def draw(result: Result, file: Path) -> None:
     plt.close(figure)
 
 
+def write_dated(found: Mapping[str, Any], folder: Path, name: str, began: datetime) -> Path:
+    """A result as one JSON object in a file that bears its name and the instant; gives the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}-{began:%Y-%m-%dT%H%M%S}.json"
+    atomic_file.write_text(file, json.dumps(found, indent=2))
+    return file
+
+
 def command_line() -> list[str]:
     """How this run was started, without the machine's own paths."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]

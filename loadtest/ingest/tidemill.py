@@ -1,4 +1,4 @@
-"""Tidemill's own side: a real `tidemill worker`, judged by what its commits hold."""
+"""Tidemill's own side: a real `tidemill worker`, or several, judged by what its commits hold."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ from infra.dataset import CommitRecord, Dataset, DatasetUnreadable
 from infra.supervisor import tidemill
 from loadtest.ingest.readings import AVRO, AVRO_ID
 from loadtest.ingest.side import Mark, Start, Task
+from loadtest.ingest.workers import several
 
 _FILE = """from loadtest.ingest.readings import pipeline
 
-readings = pipeline({name!r}, records={records!r})
+readings = pipeline({name!r}, records={records!r}, topic={topic!r}, within={within!r})
 """
 
 
-def prepare(task: Task) -> Start:
-    """A worker on a pipeline of its own name: an empty dataset, and announcements of nobody before it."""
-    name = _name(task)
+def prepare(task: Task, *, workers: int = 1, within: str | None = "1m") -> Start:
+    """A worker on a pipeline of its own name: an empty dataset, and announcements of nobody before it.
+
+    Args:
+        workers: so many processes share the topic's partitions.
+        within: the horizon of dedupe; None: repeats are kept.
+    """
+    name = name_of(task)
     file = task.home / "readings.py"
     # Arrow says so in each record's header.
-    file.write_text(_FILE.format(name=name, records="avro" if task.form == "avro" else "json"))
+    records = "avro" if task.form == "avro" else "json"
+    file.write_text(_FILE.format(name=name, records=records, topic=task.topic, within=within))
     (task.home / f"{AVRO_ID}.avsc").write_text(json.dumps(AVRO))
     return Start(
-        command=tidemill("worker"),
+        command=tidemill("worker") if workers == 1 else several(workers, task.home),
         environment={
             "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": task.bootstrap_servers,
             "TIDEMILL_PATHS__HOME": str(task.home),
@@ -39,7 +46,7 @@ def prepare(task: Task) -> Start:
 
 def marks(task: Task) -> list[Mark]:
     """One a commit that holds events: what is counted is durable, and visible to every reader."""
-    dataset = Dataset(task.home / "dataset" / _name(task))
+    dataset = Dataset(task.home / "dataset" / name_of(task))
     found: list[Mark] = []
     events = kept = 0
     with contextlib.suppress(DatasetUnreadable):
@@ -59,5 +66,6 @@ def _record(uri: str, version: int) -> CommitRecord:
     return Dataset(uri).commit(version)
 
 
-def _name(task: Task) -> str:
+def name_of(task: Task) -> str:
+    """The pipeline's name, which its dataset bears."""
     return f"readings-{Path(task.home).name}"
