@@ -27,7 +27,7 @@ from aiokafka.errors import KafkaError
 from polars.exceptions import PanicException, PolarsError
 
 from . import topics
-from .client import Answering, ModelFollower, StalenessBound
+from .client import Answering, ModelFollowers, StalenessBound
 from .envelope import ARROW_STREAM, Envelope, open_record, wrap
 from .errors import Rejected
 from .prediction import Predictions
@@ -90,7 +90,7 @@ def answer(answering: Answering, envelope: Envelope, rows: pl.DataFrame, *, serv
 class ExampleService:
     """Consumes frames, publishes answers. `counts` says what became of the frames."""
 
-    def __init__(self, client: dict[str, Any], followers: list[ModelFollower], *, name: str, instance: str):
+    def __init__(self, client: dict[str, Any], followers: ModelFollowers, *, name: str, instance: str):
         self.name = name
         self.counts: Counter[str] = Counter()
         self._client, self._followers, self._instance = client, followers, instance
@@ -98,8 +98,7 @@ class ExampleService:
     async def run(self) -> None:
         """Answer until cancelled; while the cluster is away, try again."""
         # After a restart, frames wait for the model that was there before it.
-        for follower in self._followers:
-            await follower.settled()
+        await self._followers.settled()
         while True:
             try:
                 await self._answer_frames()
@@ -159,7 +158,7 @@ class ExampleService:
             recent[envelope.id] = None
             if len(recent) > _REMEMBERED:
                 del recent[next(iter(recent))]
-            for follower in self._followers:
+            for follower in self._followers.values():
                 # One look: the whole frame is answered by one version, also amid a swap; and a frame that lay
                 # here while we were away by the model of its own time, not by one that knows what followed.
                 if (answering := await follower.answering(envelope.time_ms)) is None:
@@ -178,32 +177,27 @@ class ExampleService:
 async def serve(arguments: argparse.Namespace) -> None:
     """Follow the models and answer frames until SIGTERM or SIGINT."""
     client = {"bootstrap_servers": arguments.bootstrap_servers}
-    async with contextlib.AsyncExitStack() as stack:
-        followers = [
-            await stack.enter_async_context(
-                ModelFollower(
-                    name,
-                    client=client,
-                    stores=arguments.store,
-                    service=arguments.service,
-                    cache_dir=arguments.cache_dir,
-                    trusted_keys=arguments.trusted_keys,
-                    inputs=_columns(arguments.input),
-                    staleness=StalenessBound(
-                        age_s=arguments.max_age_s,
-                        behind_s=arguments.max_behind_s,
-                        unconfirmed_s=arguments.max_unconfirmed_s,
-                        then=arguments.when_stale,
-                    ),
-                )
-            )
-            for name in (arguments.model, *arguments.also)
-        ]
+    followers = ModelFollowers(
+        (arguments.model, *arguments.also),
+        client=client,
+        stores=arguments.store,
+        service=arguments.service,
+        cache_dir=arguments.cache_dir,
+        trusted_keys=arguments.trusted_keys,
+        inputs=_columns(arguments.input),
+        staleness=StalenessBound(
+            age_s=arguments.max_age_s,
+            behind_s=arguments.max_behind_s,
+            unconfirmed_s=arguments.max_unconfirmed_s,
+            then=arguments.when_stale,
+        ),
+    )
+    async with followers:
         service = ExampleService(client, followers, name=arguments.service, instance=arguments.instance)
         running = asyncio.create_task(service.run())
         for each in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(each, running.cancel)
-        log.info("following %s", ", ".join(follower.name for follower in followers))
+        log.info("following %s", ", ".join(followers))
         with contextlib.suppress(asyncio.CancelledError):
             await running
         log.info("stopped; frames: %s", ", ".join(f"{n} {what}" for what, n in service.counts.items()))

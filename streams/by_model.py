@@ -114,10 +114,10 @@ class Following:
                 'it from: set worker.model_stores = ["http://models:8700/"]'
             )
         # By name: a worker whose pipeline has no such tag starts without torch.
-        follower = importlib.import_module("schemas.client").ModelFollower if names else None
-        self._followers = {
-            name: follower(
-                name,
+        self._followers = None
+        if names:
+            self._followers = importlib.import_module("schemas.client").ModelFollowers(
+                sorted(names),
                 client=client,
                 stores=list(stores),
                 service=service,
@@ -125,27 +125,24 @@ class Following:
                 trusted_keys=trusted_keys,
                 s3=s3,
             )
-            for name in sorted(names)
-            if follower is not None
-        }
 
     async def start(self) -> None:
         """Begin to follow, and wait a while for what is current now: rows that wait are tagged by it."""
-        for follower in self._followers.values():
-            await follower.start()
+        if self._followers is None:
+            return
+        await self._followers.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
-                for follower in self._followers.values():
-                    await follower.settled()
+                await self._followers.settled()
         for name in self._followers:
             if self.current(name) is None:
                 log.warning("no model to tag by yet", model=name)
 
     async def stop(self) -> None:
         """Stop following."""
-        for follower in self._followers.values():
-            await follower.stop()
+        if self._followers is not None:
+            await self._followers.stop()
 
     def current(self, name: str) -> Answers | None:
         """See `Models`."""
-        return self._followers[name].current
+        return None if self._followers is None else self._followers[name].current

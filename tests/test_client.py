@@ -567,6 +567,7 @@ def test_stores_that_are_no_base_addresses_are_a_mistake_of_configuration(stores
 def test_the_exported_names_are_these() -> None:
     assert client.__all__ == [
         "ModelFollower",
+        "ModelFollowers",
         "Answering",
         "StalenessBound",
         "LoadedModel",

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 from schemas.client.download import Downloader
 from schemas.client.errors import ArtifactMismatch, StoreNotAllowed, StoreUnavailable
 from schemas.client.reach import forbidden
+from schemas.client.store_client import StoreClient
 from schemas.client.stores import Stores
 from schemas.errors import InvalidConfiguration
 from schemas.model import Artifact
@@ -43,12 +44,14 @@ def artifact(uri: str) -> Artifact:
 
 
 @asynccontextmanager
-async def downloader(stores: list[str], folder: Path, **more: Any) -> AsyncIterator[Downloader]:
-    made = Downloader(stores, folder, **more)
+async def downloader(
+    stores: list[str], folder: Path, *, s3: Mapping[str, Any] | None = None, **more: Any
+) -> AsyncIterator[Downloader]:
+    connected = StoreClient(stores, s3=s3)
     try:
-        yield made
+        yield Downloader(connected, folder, **more)
     finally:
-        await made.close()
+        await connected.close()
 
 
 def kept_bytes(folder: Path) -> int:
@@ -106,7 +109,7 @@ async def test_another_bucket_and_a_wrong_secret_get_nothing(
     assert "Signature" not in str(refused.value)
 
 
-def test_an_s3_option_that_is_none_is_a_mistake_of_configuration(tmp_path: Path) -> None:
+def test_an_s3_option_that_is_none_is_a_mistake_of_configuration() -> None:
     for options in (
         {"endpoint": "ftp://x"},
         {"endpoint": "http://169.254.169.254"},
@@ -114,7 +117,7 @@ def test_an_s3_option_that_is_none_is_a_mistake_of_configuration(tmp_path: Path)
         {"regoin": "x"},
     ):
         with pytest.raises(InvalidConfiguration) as refused:
-            Downloader(["s3://models/"], tmp_path, s3=options)
+            StoreClient(["s3://models/"], s3=options)
         assert "secret" not in str(refused.value)
 
 

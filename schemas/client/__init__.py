@@ -14,10 +14,12 @@ from .errors import (
 )
 from .follow import Answering, ModelFollower
 from .load import LoadedModel
+from .several import ModelFollowers
 from .staleness import StalenessBound
 
 __all__ = [
     "ModelFollower",
+    "ModelFollowers",
     "Answering",
     "StalenessBound",
     "LoadedModel",

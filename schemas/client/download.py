@@ -7,18 +7,18 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import httpx
 
 from ..errors import Rejected
 from ..model import Artifact
 from .errors import ArtifactMismatch, CacheUnavailable, StoreNotAllowed, StoreUnavailable
-from .reach import StoreTransport
-from .signed import Signer
-from .stores import Stores, shown
+from .store_client import StoreClient
+from .stores import shown
+from .turns import Turns
 
 _PAUSES_S = (0.05, 0.2, 0.8, 2.0)
 _KEPT = 3
@@ -29,35 +29,27 @@ class Downloader:
     """Gets artifacts of one model into a folder of its own, where they lie under their digest.
 
     Args:
-        stores: base addresses; nothing else is ever asked.
+        stores: who may be asked, and by which connections.
         folder: where finished and partial downloads lie; the three last used are kept.
         max_bytes: an artifact that claims more is refused unseen.
-        timeout_s: longest wait for a connection, or for the next bytes.
         deadline_s: longest time for one artifact, all tries together.
-        s3: how to reach stores on S3, see `signed.Signer`.
+        turns: at downloads, one for each try, not for the pauses between; None: there is no limit.
     """
 
     def __init__(
         self,
-        stores: Sequence[str],
+        stores: StoreClient,
         folder: Path,
         *,
         max_bytes: int = 2 * 2**30,
-        timeout_s: float = 10.0,
         deadline_s: float = 900.0,
-        s3: Mapping[str, Any] | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        self._stores = Stores(stores)
+        self._stores, self._http = stores.stores, stores.http
         self._folder = folder
         self._max_bytes = max_bytes
         self._deadline_s = deadline_s
-        signer = Signer(s3)
-        for bucket in self._stores.buckets:
-            signer.open(bucket)
-        # A redirect could lead to another host, and a proxy of the environment is another host.
-        self._http = httpx.AsyncClient(
-            transport=StoreTransport(signer), follow_redirects=False, timeout=timeout_s, trust_env=False
-        )
+        self._turns = turns
 
     async def fetch(self, artifact: Artifact) -> bytes:
         """The artifact's bytes, from the folder or a store; checked.
@@ -85,10 +77,6 @@ class Downloader:
         except OSError as error:
             raise CacheUnavailable(f"cannot keep an artifact in {self._folder}: {error}") from error
 
-    async def close(self) -> None:
-        """Close connections."""
-        await self._http.aclose()
-
     async def _download(self, artifact: Artifact, addresses: list[httpx.URL]) -> bytes:
         failed: list[str] = []
         for pause_s in (*_PAUSES_S, None):
@@ -96,7 +84,8 @@ class Downloader:
             failed.clear()
             for address in addresses:
                 try:
-                    return await self._from(address, artifact)
+                    async with self._turns.turn() if self._turns else contextlib.nullcontext():
+                        return await self._from(address, artifact)
                 except Rejected as error:
                     refused.append(error)
                 except StoreUnavailable as error:

@@ -14,18 +14,17 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, ConsumerRecord
-from aiokafka.structs import TopicPartition
+from aiokafka import ConsumerRecord
 
 from .. import topics, trace
 from ..envelope import NotAnAnnouncement, open_record, unwrap
 from ..errors import Rejected, Retryable
 from ..model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted, ModelFresh, ModelStale, OverBound
 from ..signature import SignatureRefused, SignerUnknown, TrustedKeys
-from .announce import Announcer
 from .download import Downloader
 from .errors import StaleModel
 from .fit import Inputs, check_fit, check_inputs
+from .links import Links
 from .load import LoadedModel, check_kind, import_libraries, load
 from .memory import Memory
 from .staleness import Known, StalenessBound, next_s, over, words
@@ -33,10 +32,8 @@ from .staleness import Known, StalenessBound, next_s, over, words
 log = logging.getLogger(__name__)
 
 _AGAIN_AFTER_S = (1.0, 2.0, 5.0, 15.0, 30.0)
-_FLUSH_S = 3.0
 _LIST_AGAIN_AFTER_S = 2.0
 _CONFIRM_EVERY_S = 5.0
-_CONFIRM_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +73,8 @@ class ModelFollower:
         timeout_s: longest wait for a store's connection or its next bytes.
         tracer: an OpenTelemetry tracer; adoptions are recorded by it, in the trace that the model's event
             names. None: no trace, and nothing of OpenTelemetry is needed.
+        links: connections that it shares with other followers of the service, which `ModelFollowers` gives it
+            and then starts and stops; `client`, `stores`, `timeout_s` and `s3` are theirs.
         s3: of `s3://` stores: `endpoint`, `region`, `access_key_id`, `secret_access_key`; what is missing
             comes from the environment, as for AWS's own tools.
 
@@ -99,27 +98,32 @@ class ModelFollower:
         timeout_s: float = 10.0,
         s3: Mapping[str, Any] | None = None,
         tracer: Any | None = None,
+        links: Links | None = None,
     ) -> None:
         self.name = name
         self.service = service
         self.current: LoadedModel | None = None
         self._before: LoadedModel | None = None
         self.last_refusal: AdoptionRefused | None = None
-        self._client = dict(client)
+        self._own_links = links is None
+        self._links = links or Links(client, stores=stores, service=service, timeout_s=timeout_s, s3=s3)
         self._pinned = pin_version
         check_inputs(inputs)
         self._inputs = inputs
         self._bound = StalenessBound() if staleness is None else staleness
         self._known_since: tuple[tuple[int, float], ...] = ()  # versions not held yet, and since when known
+        self.confirm_every_s = min(_CONFIRM_EVERY_S, (self._bound.unconfirmed_s or math.inf) / 4)
         self._confirmed_s = time.monotonic()
         self._said_stale: ModelStale | None = None
         self._moved = asyncio.Event()  # something that staleness depends on
         self._within = asyncio.Event()  # the bounds
         # A pinned version may be gone from the compacted topic; the history keeps it.
-        self._topic = (topics.MODELS_CURRENT if pin_version is None else topics.MODELS).name
+        self.topic = (topics.MODELS_CURRENT if pin_version is None else topics.MODELS).name
         folder = Path(cache_dir) / f"model-{quote(name, safe='')}"
         self._trusted = None if trusted_keys is None else TrustedKeys(trusted_keys)
-        self._downloader = Downloader(stores, folder, max_bytes=max_bytes, timeout_s=timeout_s, s3=s3)
+        self._downloader = Downloader(
+            self._links.stores, folder, max_bytes=max_bytes, turns=self._links.downloads
+        )
         self._memory = Memory(folder)
         self._newest: Manifest | None = None
         self._newest_event = b""
@@ -142,26 +146,26 @@ class ModelFollower:
 
     async def start(self) -> None:
         """Begin to follow. Neither the cluster nor a store need be there yet."""
-        self._announcer = Announcer(
-            self._client, topic=topics.MODELS.name, source=f"/service/{quote(self.service)}"
-        )
-        await AIOKafkaConsumer(**self._client).stop()  # a misspelt argument is an error here and now
         if (remembered := await asyncio.to_thread(self._memory.recall)) is not None:
             self._consider(remembered)
             if self._newest is not None:
                 self._fallback = self._newest, self._newest_event
         self._remembered_former = await asyncio.to_thread(self._memory.recall_former)
         self._confirmed_s = time.monotonic()
-        roads = (self._follow_forever(), self._adopt_forever(), self._watch_forever(), self._announcer.run())
+        if self._own_links:
+            await self._links.start([self])
+        roads = (self._adopt_forever(), self._watch_forever())
         self._tasks = [asyncio.create_task(road) for road in roads]
 
     async def stop(self) -> None:
         """Stop following; `current` stays and answers on."""
-        await self._announcer.flush(within_s=_FLUSH_S)
+        if self._own_links:
+            await self._links.flush()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._downloader.close()
+        if self._own_links:
+            await self._links.stop()
 
     async def __aenter__(self) -> ModelFollower:
         await self.start()
@@ -266,7 +270,7 @@ class ModelFollower:
                     stale_since_ms=said.since_ms,
                     fresh_ms=_now_ms(),
                 )
-                self._announcer.say(fresh)
+                self._links.announcer.say(fresh)
         elif said is None or said.version != model.version:
             now_ms = _now_ms()
             log.warning("%s version %s is stale: %s", self.name, model.version, words(passed))
@@ -281,7 +285,7 @@ class ModelFollower:
                 since_ms=now_ms - int(1000 * max(each.for_s - each.at_most_s for each in passed)),
                 noted_ms=now_ms,
             )
-            self._announcer.say(self._said_stale)
+            self._links.announcer.say(self._said_stale)
         return next_s(known, self._bound)
 
     async def settled(self) -> LoadedModel | None:
@@ -292,58 +296,16 @@ class ModelFollower:
         await self._settled.wait()
         return self.current
 
-    async def _follow_forever(self) -> None:
-        while True:
-            consumer = AIOKafkaConsumer(
-                **self._client, enable_auto_commit=False, auto_offset_reset="earliest"
-            )
-            try:
-                await consumer.start()
-                await self._follow(consumer)
-            except Exception as error:
-                log.warning("model events cannot be read, trying again in a second: %s", error)
-            finally:
-                await asyncio.gather(consumer.stop(), return_exceptions=True)
-            await asyncio.sleep(1.0)
+    def confirmed(self, asked_s: float) -> None:
+        """All that the log held at that moment was taken: for `ModelLog`."""
+        self._confirmed_s = asked_s
+        self._moved.set()
+        if not self._caught_up:
+            self._caught_up = True
+            self._poked.set()
 
-    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
-        # Asking for all topics creates none, as asking for one would on some clusters.
-        while self._topic not in await consumer.topics():  # noqa: ASYNC110
-            await asyncio.sleep(0.5)
-        numbers = consumer.partitions_for_topic(self._topic) or {0}
-        partitions = [TopicPartition(self._topic, number) for number in numbers]
-        consumer.assign(partitions)
-        await consumer.seek_to_beginning(*partitions)
-        every_s = min(_CONFIRM_EVERY_S, (self._bound.unconfirmed_s or math.inf) / 4)
-        ends, asked_s = await self._ends(consumer, partitions)
-        confirmed = False
-        while True:
-            if not confirmed and all([await consumer.position(p) >= ends[p] for p in partitions]):
-                confirmed = True
-                self._confirmed_s = asked_s
-                self._moved.set()
-                if not self._caught_up:
-                    self._caught_up = True
-                    self._poked.set()
-            wait_ms = int(1000 * min(1.0, every_s))
-            for records in (await consumer.getmany(timeout_ms=wait_ms)).values():
-                for record in records:
-                    self._note(record)
-            if confirmed and time.monotonic() - asked_s >= every_s:
-                ends, asked_s = await self._ends(consumer, partitions)
-                confirmed = False
-
-    async def _ends(
-        self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]
-    ) -> tuple[dict[TopicPartition, int], float]:
-        """Where the log ends, and the moment before that was asked: what comes later may lie behind it."""
-        asked_s = time.monotonic()
-        async with asyncio.timeout(_CONFIRM_WITHIN_S):
-            return await consumer.end_offsets(partitions), asked_s
-
-    def _note(self, record: ConsumerRecord[Any, Any]) -> None:
-        if record.key != self.name.encode():
-            return
+    def take(self, record: ConsumerRecord[Any, Any]) -> None:
+        """A record about this model: for `ModelLog`."""
         try:
             envelope = open_record(record.key, record.value, record.headers)
             event = unwrap(envelope)
@@ -433,10 +395,14 @@ class ModelFollower:
                 if former.name != self.name or former.version >= manifest.version:
                     continue
                 content = await self._downloader.fetch(former.artifact)
-                return await asyncio.to_thread(load, former, content)
+                return await self._load(former, content)
             except (Rejected, Retryable) as error:
                 log.info("what %s was before version %s is gone: %s", self.name, manifest.version, error)
         return None
+
+    async def _load(self, manifest: Manifest, content: bytes) -> LoadedModel:
+        async with self._links.loads.turn():
+            return await asyncio.to_thread(load, manifest, content)
 
     def _held(self) -> int:
         return self.current.version if self.current else 0
@@ -465,7 +431,7 @@ class ModelFollower:
         check_kind(manifest)
         check_fit(manifest, self._inputs)
         content = await self._downloader.fetch(manifest.artifact)
-        loaded = await asyncio.to_thread(load, manifest, content)
+        loaded = await self._load(manifest, content)
         self._before = self.current or await self._former(manifest)
         previous, self.current = self.current, loaded
         self._known_since = tuple(each for each in self._known_since if each[0] > loaded.version)
@@ -513,7 +479,7 @@ class ModelFollower:
                 },
                 failed=event.reason if isinstance(event, AdoptionRefused) else "",
             )
-        self._announcer.say(event, place=place)
+        self._links.announcer.say(event, place=place)
 
     def _refuse(self, manifest: Manifest, error: Exception) -> None:
         """Say once for each version and kind of error why it was not taken."""
