@@ -24,9 +24,11 @@ from rich.console import Console
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.partitions import partitions_for
+from infra.kafka.record_batch import Compression
 from infra.kafka.topics import ensure
 from infra.push import FileUnreadable, Pushed, push_file
 from infra.push import source as sources
+from infra.push.encode import Form
 from infra.push.journal import FileChanged
 from infra.push.source import open_source
 from infra.settings import Kafka, Paths, Settings
@@ -54,7 +56,7 @@ class Place:
         """Everything on the topic, by partition."""
 
         async def read() -> list:
-            consumer = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka.bootstrap_servers)
+            consumer = AIOKafkaConsumer(bootstrap_servers=str(self.settings.kafka.bootstrap_servers))
             await consumer.start()
             try:
                 tps = [TopicPartition(self.topic, n) for n in range(3)]
@@ -169,6 +171,17 @@ def test_as_arrow_some_thousand_rows_are_one_record(place: Place, tmp_path: Path
     back = pl.concat([pl.read_ipc_stream(value or b"") for _, value, _ in records]).sort("at")
     assert back.equals(table())
     assert len(records) == 5 * 3
+
+
+@pytest.mark.parametrize(("form", "compression"), [("json", "lz4"), ("json", "zstd"), ("arrow", "gzip")])
+def test_a_compressed_push_is_the_same_events(
+    place: Place, tmp_path: Path, form: Form, compression: Compression
+) -> None:
+    file = written(tmp_path, ".parquet")
+    place.push(file, form=form)
+    plain = Counter((key, value) for key, value, _ in place.records())
+    place.push(file, form=form, compression=compression, from_beginning=True)
+    assert Counter((key, value) for key, value, _ in place.records()) == plain + plain
 
 
 def test_lines_go_as_they_stand_good_or_bad(place: Place, tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ def push(
         Literal["json", "arrow"],
         typer.Option("--as", help="An event a record, or Arrow frames of some thousand rows."),
     ] = "json",
+    compression: Annotated[
+        Literal["none", "gzip", "lz4", "zstd"],
+        typer.Option(help="Of batches; worth its time where the cluster is far or its disk small."),
+    ] = "none",
     pipeline: Annotated[
         str | None, typer.Option(help="Module or file of a pipeline that declares the topic.")
     ] = None,
@@ -116,7 +120,15 @@ def push(
 
         load_pipeline(pipeline)
     pushed = asyncio.run(
-        push_file(settings(), topic, file, console, form=form, from_beginning=from_beginning)
+        push_file(
+            settings(),
+            topic,
+            file,
+            console,
+            form=form,
+            compression=compression,
+            from_beginning=from_beginning,
+        )
     )
     if as_json:
         print(json.dumps(dataclasses.asdict(pushed)))

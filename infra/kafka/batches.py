@@ -19,24 +19,6 @@ def partition_for(key: bytes, partitions: int) -> int:
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
-async def send_batches(
-    producer: AIOKafkaProducer,
-    topic: str,
-    partition: int,
-    records: Iterable[tuple[bytes | None, bytes]],
-    *,
-    timestamp_ms: int | None = None,
-    headers: Sequence[Header] = (),
-) -> list[tuple[asyncio.Future, int]]:
-    """Send (key, value) records in order to one partition, as few batches: each one's future and records.
-
-    A future gives the offset of its batch's first record, once the cluster holds the batch.
-    """
-    named = list(headers)
-    headed = ((key, value, named) for key, value in records)
-    return await send_headed_batches(producer, topic, partition, headed, timestamp_ms=timestamp_ms)
-
-
 async def send_headed_batches(
     producer: AIOKafkaProducer,
     topic: str,
@@ -45,7 +27,10 @@ async def send_headed_batches(
     *,
     timestamp_ms: int | None = None,
 ) -> list[tuple[asyncio.Future, int]]:
-    """`send_batches` of records that have headers of their own: (key, value, headers)."""
+    """Send (key, value, headers) in order to one partition, as few batches: each one's future and records.
+
+    A future gives the offset of its batch's first record, once the cluster holds the batch.
+    """
     sent: list[tuple[asyncio.Future, int]] = []
     batch = producer.create_batch()
     for key, value, headers in records:
@@ -70,5 +55,7 @@ async def send_records(
     headers: Sequence[Header] = (),
 ) -> list[asyncio.Future]:
     """Send (key, value) records in order to one partition; await the futures to know that they are held."""
-    sent = await send_batches(producer, topic, partition, records, timestamp_ms=timestamp_ms, headers=headers)
+    named = list(headers)
+    headed = ((key, value, named) for key, value in records)
+    sent = await send_headed_batches(producer, topic, partition, headed, timestamp_ms=timestamp_ms)
     return [future for future, _ in sent]

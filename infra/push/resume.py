@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from infra.kafka.connection import Connection
-from infra.push.encode import Record
+from infra.kafka.record_batch import Records
 from schemas.errors import InvalidConfiguration
 
 _QUIET_S = 1.0
@@ -56,9 +56,12 @@ async def arrived(
     *,
     floors: Sequence[int],
     ends: Sequence[int],
-    expected: Sequence[Sequence[Record]],
+    expected: Sequence[Sequence[Records]],
 ) -> list[list[int]]:
     """Offsets of each partition's expected records as far as they lie on it, from its floor on.
+
+    Args:
+        expected: of each partition, the records of one chunk after the other.
 
     Raises:
         TopicMadeAnew: a partition ends below its floor.
@@ -82,9 +85,10 @@ async def arrived(
         consumer.assign(list(tps.values()))
         for number, tp in tps.items():
             consumer.seek(tp, floors[number])
+        awaited = {n: [pair for records in expected[n] for pair in records.pairs()] for n in moved}
         while moved:
             for tp, records in (await consumer.getmany(timeout_ms=500)).items():
-                own = expected[tp.partition]
+                own = awaited[tp.partition]
                 for record in records:
                     at = len(found[tp.partition])
                     if at < len(own) and (record.key, record.value) == own[at]:

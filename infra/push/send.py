@@ -16,11 +16,11 @@ from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from infra.kafka.batches import Header, send_batches
 from infra.kafka.cluster import find_cluster
 from infra.kafka.connection import Connection
+from infra.kafka.record_batch import Compression, Records, WholeBatch, batches
 from infra.kafka.topics import partitions_of
-from infra.push.encode import Encoder, Form, Records
+from infra.push.encode import Encoder, Form
 from infra.push.journal import Journal
 from infra.push.resume import arrived, ends_of
 from infra.push.source import STDIN, Chunk, Source, open_source
@@ -31,8 +31,11 @@ from schemas.envelope import ARROW_STREAM
 from schemas.errors import InvalidConfiguration, Retryable
 from schemas.topics import CONTENT_TYPE_HEADER, Topic
 
+Ready = list[tuple[int, list[WholeBatch]]]
+"""Of each partition: the offset behind what was there before, and the batches to be sent."""
+
 Sent = list[tuple[int, list[tuple[asyncio.Future, int]]]]
-"""Of each partition: the offset behind what was there before, and the batches on their way."""
+"""The same once sent: each batch's answer to come, and its records."""
 
 # So many chunks may be on their way: what a kill leaves uncertain, and what memory holds.
 IN_FLIGHT = 4
@@ -61,6 +64,7 @@ async def push_file(
     console: Console,
     *,
     form: Form = "json",
+    compression: Compression = "none",
     from_beginning: bool = False,
 ) -> Pushed:
     """Push every row of a file as one event, and go on where an earlier push of it stopped.
@@ -70,6 +74,7 @@ async def push_file(
 
     Args:
         form: an event a record, or Arrow frames of some thousand rows.
+        compression: of what goes over the wire and lies on the topic.
         from_beginning: forget what an earlier push of the file noted.
 
     Raises:
@@ -88,12 +93,11 @@ async def push_file(
             f"there is no topic {topic} on the cluster; `tidemill topics --create` makes those that are "
             "declared, with --pipeline FILE also those of a pipeline"
         )
-    push = _Push(connection, declared, source, form)
+    push = _Push(connection, declared, source, form, compression)
     producer = AIOKafkaProducer(
         **connection.client_arguments(),
         enable_idempotence=True,
         acks="all",
-        max_batch_size=_BATCH_BYTES if form == "json" else _MOST_RECORD_BYTES,
         max_request_size=_MOST_RECORD_BYTES,
     )
     await producer.start()
@@ -128,6 +132,7 @@ class _Push:
     topic: Topic
     source: Source
     form: Form
+    compression: Compression
     journal: Journal | None = None
     acknowledged: int = 0
     before: int = 0
@@ -172,11 +177,10 @@ class _Push:
         ends = await ends_of(self.connection, self.topic.name, len(floors), quiet=True)
         if all(end == floor for end, floor in zip(ends, floors, strict=True)):
             return
-        expected: Records = [[] for _ in floors]
-        next_ones = itertools.islice(self._chunks(), IN_FLIGHT)
-        for chunk in next_ones:
+        expected: list[list[Records]] = [[] for _ in floors]
+        for chunk in itertools.islice(self._chunks(), IN_FLIGHT):
             for own, more in zip(expected, self._encoder.encode(chunk), strict=True):
-                own.extend(more)
+                own.append(more)
         self._there = await arrived(
             self.connection, self.topic.name, floors=floors, ends=ends, expected=expected
         )
@@ -197,17 +201,17 @@ class _Push:
                 f"pushing to {self.topic.name}", total=self.source.rows, completed=self.acknowledged
             )
             chunks = self._chunks()
-            chunk, records = await asyncio.to_thread(self._next, chunks)
+            chunk, ready = await asyncio.to_thread(self._next, chunks)
             while chunk is not None and not stop.is_set():
-                # The next chunk is read and encoded in a thread while this one is on its way.
+                # The next chunk is read and its batches are written in a thread while this one is on its way.
                 following = asyncio.create_task(asyncio.to_thread(self._next, chunks))
                 try:
-                    on_their_way.append((chunk, await self._send(producer, records)))
+                    on_their_way.append((chunk, await self._send(producer, ready)))
                     if len(on_their_way) == IN_FLIGHT:
                         await self._settle(*on_their_way.popleft())
                         progress.update(bar, completed=self.acknowledged)
                 finally:
-                    chunk, records = await following
+                    chunk, ready = await following
             while on_their_way:
                 await self._settle(*on_their_way.popleft())
                 progress.update(bar, completed=self.acknowledged)
@@ -217,30 +221,47 @@ class _Push:
         seconds = time.monotonic() - began
         return Pushed(self.acknowledged - self.before, self.before, chunk is not None, seconds)
 
-    def _next(self, chunks: Iterator[Chunk]) -> tuple[Chunk | None, Records]:
+    def _next(self, chunks: Iterator[Chunk]) -> tuple[Chunk | None, Ready]:
+        """The next chunk and its batches, less the records that lie on the topic already."""
         chunk = next(chunks, None)
-        return chunk, [] if chunk is None else self._encoder.encode(chunk)
-
-    async def _send(self, producer: AIOKafkaProducer, records: Records) -> Sent:
-        """Send a chunk's records, less those that lie on the topic already."""
-        headers: tuple[Header, ...] = ()
-        if self.form == "arrow":
-            headers = ((CONTENT_TYPE_HEADER, ARROW_STREAM.encode()),)
-        sent: Sent = []
-        for number, own in enumerate(records):
+        if chunk is None:
+            return None, []
+        headers = [(CONTENT_TYPE_HEADER, ARROW_STREAM.encode())] if self.form == "arrow" else []
+        ready: Ready = []
+        for number, own in enumerate(self._encoder.encode(chunk)):
             there = self._there[number][: len(own)]
             del self._there[number][: len(own)]
-            rest = own[len(there) :]
-            batches = await send_batches(producer, self.topic.name, number, rest, headers=headers)
-            sent.append((there[-1] + 1 if there else 0, batches))
-        return sent
+            written = batches(
+                own.after(len(there)),
+                timestamp_ms=time.time_ns() // 1_000_000,
+                most_bytes=_BATCH_BYTES,
+                headers=headers,
+                compression=self.compression,
+            )
+            ready.append((there[-1] + 1 if there else 0, list(written)))
+        return chunk, ready
+
+    async def _send(self, producer: AIOKafkaProducer, ready: Ready) -> Sent:
+        """Hand a chunk's batches to the producer: in order within a partition, all partitions at once."""
+        sent = await asyncio.gather(
+            *(self._send_to(producer, number, own) for number, (_, own) in enumerate(ready))
+        )
+        return [(behind, own) for (behind, _), own in zip(ready, sent, strict=True)]
+
+    async def _send_to(
+        self, producer: AIOKafkaProducer, number: int, own: list[WholeBatch]
+    ) -> list[tuple[asyncio.Future, int]]:
+        return [
+            (await producer.send_batch(batch, self.topic.name, partition=number), batch.record_count())
+            for batch in own
+        ]
 
     async def _settle(self, chunk: Chunk, sent: Sent) -> None:
         """Wait until the cluster holds a chunk, and note it."""
-        for number, (behind, batches) in enumerate(sent):
+        for number, (behind, own) in enumerate(sent):
             if self._floors:
                 self._floors[number] = max(self._floors[number], behind)
-            for future, records in batches:
+            for future, records in own:
                 held = await future
                 if self._floors:
                     self._floors[number] = max(self._floors[number], held.offset + records)

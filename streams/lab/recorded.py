@@ -371,7 +371,7 @@ def _events(source: Source, chunks: Iterator[Any], written_ms: int) -> Iterator[
     offset = 0
     for chunk in chunks:
         read = []
-        for key, value in encoder.encode(chunk)[0]:
+        for key, value in encoder.encode(chunk)[0].pairs():
             read.append((offset, value, key, (), written_ms, _time_of(when, value)))
             offset += 1
         yield read
