@@ -12,7 +12,7 @@ from rich.console import Console
 
 from infra.kafka import EmbeddedBroker
 from infra.settings import Settings
-from loadtest.ingest import latency, readings, scale
+from loadtest.ingest import catch_up, latency, memory, readings, scale
 from loadtest.ingest.measure import Measured
 from loadtest.ingest.result import now, write_dated
 from loadtest.ingest.target import Target, table_of
@@ -77,6 +77,72 @@ def test_events_wait_and_all_of_them_become_visible(kafka: EmbeddedBroker, tmp_p
     assert json.loads(file.read_text()) == found
 
 
+# ── catching up ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stopped_worker_reads_on_and_is_measured_by_what_came_meanwhile(
+    kafka: EmbeddedBroker, tmp_path: Path
+) -> None:
+    result = catch_up.run_on(
+        kafka.bootstrap_servers, tmp_path, minutes=2.5, rounds=1, cache_dir=CACHE, console=QUIET
+    )
+    assert result.faults() == []
+    assert result.events == 150_000
+    (top,), (after,) = result.top, result.after
+    assert 0 < top.events < 150_000
+    assert 0 < after.events < 150_000
+    assert after.whole
+    assert (after.kept or 0) > 150_000
+    found = json.loads(json.dumps(result.as_json()))
+    assert found["ratios"]["rate"] == pytest.approx(after.rate_events_s / top.rate_events_s)
+    assert result.table().row_count == 2
+    result.after = [replace(after, kept=1, rate_events_s=top.rate_events_s * 0.9)]
+    assert len(result.faults()) == 1
+    assert not result.targets()[0].met
+
+
+# ── memory ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def grown(*mib: float) -> memory.Held:
+    held = memory.Held(events=len(mib), partitions=1, keys=1, began=now())
+    held.samples = [memory.Sample(float(at), at, each) for at, each in enumerate(mib)]
+    return held
+
+
+def test_memory_is_judged_by_its_peak_and_by_the_last_quarter_against_the_second() -> None:
+    flat, climbing, high = grown(50, 500, 500, 540), grown(50, 500, 600, 700), grown(50, 1_100, 900, 900)
+    assert [[target.met for target in held.targets()] for held in (flat, climbing, high)] == [
+        [True, True],
+        [True, False],
+        [False, True],
+    ]
+
+
+def test_a_worker_is_weighed_while_it_reads_what_is_made_meanwhile(
+    kafka: EmbeddedBroker, tmp_path: Path
+) -> None:
+    held = memory.run_on(
+        kafka.bootstrap_servers,
+        tmp_path,
+        events=250_000,
+        partitions=8,
+        keys=500,
+        said=lambda _: None,
+    )
+    assert held.faults() == []
+    assert held.samples[-1].events == 250_000
+    assert max(sample.memory_mib for sample in held.samples) > 100
+    assert held.open_windows == 126
+    file = tmp_path / "memory.png"
+    memory.draw(held, file)
+    assert file.stat().st_size > 5_000
+    found = json.loads(json.dumps(held.as_json()))
+    assert len(found["samples"]) == len(held.samples)
+    held.kept -= 1
+    assert len(held.faults()) == 1
+
+
 # ── scale ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -118,25 +184,28 @@ def test_cases_differ_in_one_thing_and_share_their_data() -> None:
     assert len({case.topic for cases in scale.OF.values() for case in cases}) == 6
 
 
-def test_cases_run_in_turns_and_each_keeps_the_right_rows(kafka: EmbeddedBroker, tmp_path: Path) -> None:
+def test_cases_run_in_turns_and_each_keeps_the_right_rows(
+    kafka: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two workers and no dedupe in one case: each start costs seconds.
+    one, other = scale.BASE, scale.Case(workers=2, within=None)
+    monkeypatch.setitem(scale.OF, "workers", (one, other))
     result = scale.run_on(
         kafka.bootstrap_servers,
         tmp_path,
-        ("workers", "dedupe"),
+        ("workers",),
         events=150_000,
         rounds=1,
         cache_dir=CACHE,
         console=QUIET,
     )
     assert result.faults() == []
-    one, two = scale.OF["workers"]
-    _, without = scale.OF["dedupe"]
-    kept = {case: result.rounds[case][0].kept or 0 for case in (one, two, without)}
-    assert 0 < kept[one] == kept[two] < kept[without]
+    kept = {case: result.rounds[case][0].kept or 0 for case in (one, other)}
+    assert 0 < kept[one] < kept[other]
     found = json.loads(json.dumps(result.as_json()))
     assert [case["workers"] for case in found["of"]["workers"]] == [1, 2]
-    assert len(found["targets"]) == 2
-    assert result.table().row_count == 4
+    assert len(found["targets"]) == 1
+    assert result.table().row_count == 2
     result.rounds[one] = [replace(result.rounds[one][0], kept=1)]
     assert len(result.faults()) == 1
 

@@ -1,4 +1,4 @@
-"""`tidemill bench latency`, `scale`: what is asked of a worker beside its rate."""
+"""`tidemill bench latency`, `scale`, `catch-up`, `memory`: what is asked of a worker beside its rate."""
 
 from __future__ import annotations
 
@@ -78,4 +78,71 @@ def scale(
     if as_json:
         print(json.dumps(found))
     if result.faults():
+        raise typer.Exit(1)
+
+
+@bench.command()
+def catch_up(
+    minutes: Annotated[
+        float, typer.Option(min=0.5, help="Length of the stop in the events' own time, 1,000 a second.")
+    ] = 60.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that it is stopped and goes on.")] = 3,
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """How fast a worker reads what came while it was stopped, beside the same from an empty dataset."""
+    from loadtest.ingest import catch_up as measured
+    from loadtest.ingest.result import write_dated
+    from loadtest.ingest.target import table_of
+
+    configured = settings()
+    result = measured.run(minutes=minutes, rounds=rounds, cache_dir=configured.cache_dir, console=console)
+    found = result.as_json()
+    file = write_dated(found, to or configured.paths.home / "bench", "catch-up", result.began)
+    console.print(result.table())
+    console.print(table_of(result.targets()))
+    for fault in result.faults():
+        console.print(f"[red]{fault}[/]")
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(found))
+    if result.faults():
+        raise typer.Exit(1)
+
+
+@bench.command()
+def memory(
+    events: Annotated[
+        int, typer.Option(min=100_000, help="Events that the worker reads; the long form has 100000000.")
+    ] = 5_000_000,
+    partitions: Annotated[int, typer.Option(min=1, max=256, help="Partitions of the topic.")] = 64,
+    keys: Annotated[int, typer.Option(min=1, help="Different sources among the events.")] = 10_000,
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """A worker's memory over millions of events, with many windows open, drawn."""
+    from loadtest.ingest import memory as measured
+    from loadtest.ingest.result import write_dated
+    from loadtest.ingest.target import table_of
+
+    configured = settings()
+    with console.status("") as status:
+        held = measured.run(
+            events=events,
+            partitions=partitions,
+            keys=keys,
+            cache_dir=configured.cache_dir,
+            console=console,
+            said=status.update,
+        )
+    found = held.as_json()
+    file = write_dated(found, to or configured.paths.home / "bench", "memory", held.began)
+    measured.draw(held, file.with_suffix(".png"))
+    console.print(table_of(held.targets()))
+    for fault in held.faults():
+        console.print(f"[red]{fault}[/]")
+    console.print(f"written to {file} and {file.with_suffix('.png').name}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(found))
+    if held.faults():
         raise typer.Exit(1)
