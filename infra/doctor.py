@@ -6,6 +6,7 @@ Checks only look: they start nothing, change nothing and leave nothing behind.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.job_user import job_user
 from infra.kafka.cluster import find_cluster
 from infra.kafka.jars import JARS, KAFKA_VERSION, faulty_jars, jar_folder
 from infra.kafka.java import NoJava, find_java
@@ -22,7 +24,7 @@ from infra.kafka.readiness import run_apart
 from infra.kafka.running import running_on
 from infra.kafka.topics import compare
 from infra.settings_model import Settings
-from schemas.errors import TidemillError
+from schemas.errors import InvalidConfiguration, TidemillError
 from schemas.topics import TOPICS, Topic
 
 OLDEST_PYTHON = (3, 11)
@@ -52,6 +54,7 @@ def examine(settings: Settings, *, topics: Sequence[Topic] = TOPICS) -> Iterator
     if reachable.ok and find_cluster(settings):
         yield declared_topics(settings, topics)
     yield gpu(settings)
+    yield jobs_apart(settings)
 
 
 def python_version(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Check:
@@ -211,6 +214,48 @@ def gpu(settings: Settings, torch_sees_cuda: Callable[[], bool] | None = None) -
         return Check(name="gpu", ok=True, detail=f"{reason}; will train on the CPU")
     remedy = "install a driver and a torch that match, or set trainer.device to auto or cpu"
     return Check(name="gpu", ok=False, detail=f"trainer.device is cuda, but: {reason}", remedy=remedy)
+
+
+def jobs_apart(settings: Settings) -> Check:
+    """Jobs run as a user who cannot read the signing keys, and can read what they train on.
+
+    Without `trainer.job_user` they run as the trainer's own: it is said, and is no fault.
+    """
+    name = settings.trainer.job_user
+    try:
+        user = job_user(name)
+    except InvalidConfiguration as error:
+        return Check(name="job user", ok=False, **_split(str(error)))
+    if user is None:
+        return Check(
+            name="job user",
+            ok=True,
+            detail=f"jobs run as the trainer's own user: their code can read {settings.paths.signing_keys}. "
+            "A trainer that is root runs them as trainer.job_user",
+        )
+    if user.barred_from(settings.paths.signing_keys) is None and settings.paths.signing_keys.exists():
+        return Check(
+            name="job user",
+            ok=False,
+            detail=f"{name} can read {settings.paths.signing_keys}",
+            remedy=f"chmod 700 {settings.paths.signing_keys}",
+        )
+    wanted = {
+        "paths.dataset": settings.paths.dataset,
+        "paths.artifacts": settings.paths.artifacts,
+        "paths.jobs": settings.paths.jobs,
+        "the Python that jobs run": Path(os.__file__).parent,
+        "the packages that jobs import": Path(__file__).parent,
+    }
+    for what, folder in wanted.items():
+        if (bar := user.barred_from(folder)) is not None:
+            return Check(
+                name="job user",
+                ok=False,
+                detail=f"{name} cannot read {folder} ({what}): {bar} is closed to him",
+                remedy=f"chmod o+rx {bar}, or put it where {name} can read",
+            )
+    return Check(name="job user", ok=True, detail=f"jobs run as {name}, who cannot read the signing keys")
 
 
 def _gpus() -> tuple[list[str], str]:

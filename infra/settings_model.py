@@ -209,6 +209,9 @@ class Trainer(_Section):
     """How long a job that is to make room may take to keep its state."""
     environment_for_jobs: tuple[str, ...] = ()
     """Variables that jobs are handed although they begin with `TIDEMILL_` or `AWS_`, by their whole names."""
+    job_user: str | None = None
+    """Whom jobs run as, so that their code cannot read the signing keys; the trainer must be root for it. He
+    needs to read datasets and artifacts. Unset: the trainer's own user."""
     metrics_port: Port | None = None
     """Where `/metrics`, `/live` and `/ready` are served, on `metrics.host`; 0: a free one, unset: nowhere."""
 

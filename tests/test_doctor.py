@@ -46,7 +46,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_good_machine_passes_every_check_and_nothing_is_left_behind(settings, tmp_path):
     checks = list(doctor.examine(settings))
     assert {check.name: check.remedy for check in checks if not check.ok} == {}
-    assert {"python", "java", "jars", "folders", "disk", "cluster", "gpu"} == {check.name for check in checks}
+    assert {"python", "java", "jars", "folders", "disk", "cluster", "gpu", "job user"} == {
+        check.name for check in checks
+    }
     assert list(tmp_path.iterdir()) == []
 
 

@@ -468,8 +468,11 @@ class Topics:
 class TrainerProcess:
     """`tidemill trainer` as a process of its own."""
 
-    def __init__(self, home: Path, bootstrap_servers: str, code: Path, **settings: str) -> None:
-        self.home = home
+    def __init__(
+        self, home: Path, bootstrap_servers: str, code: Path, *, within: Sequence[str] = (), **settings: str
+    ) -> None:
+        """`within` is a command that ends by running what stands behind it."""
+        self.home, self._within = home, within
         self.log_file = home / "trainer.log"
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TIDEMILL_")},
@@ -488,7 +491,7 @@ class TrainerProcess:
         self.home.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "infra.command", "trainer"],
+                [*self._within, sys.executable, "-m", "infra.command", "trainer"],
                 env=self.environment,
                 cwd=self.home,
                 stdout=log,

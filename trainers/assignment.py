@@ -16,6 +16,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
     `device` is what torch calls it: "cpu", or "cuda:0", the first
     of the GPUs that `gpu_uuids` makes visible.
     `device_name` is for people. `checkpoint` is where the training's state may be kept; empty: nowhere.
+    `artifacts` holds the live model's weights; the challenger's go to `outbox`, or there too if it is empty.
     """
 
     job: JobRequested
@@ -29,6 +30,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
     threads: int = 1
     run_key: str = ""
     checkpoint: str = ""
+    outbox: str = ""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

@@ -31,7 +31,7 @@ from trainers.work import perform
 
 _PROGRESS_EVERY_S = 0.1
 _NICENESS = 5
-_FIRST_TO_GO = "500"
+_FIRST_TO_GO = b"500"
 decoder(Assignment)  # made while the warm process imports this, for all that are forked from it
 
 
@@ -95,7 +95,7 @@ def _settle_in(assignment: Assignment) -> None:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
+        Path("/proc/self/oom_score_adj").write_bytes(_FIRST_TO_GO)
     os.environ["POLARS_MAX_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(assignment.threads)
     if assignment.gpu_uuids:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpu_uuids)

@@ -11,6 +11,9 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
+
+from infra.job_user import JobUser
 from schemas.errors import Retryable
 from trainers.assignment import Assignment, Done, Failed, Report, Skipped, Yielded
 from trainers.channel import messages, packed
@@ -98,8 +101,14 @@ class JobProcess:
 class Standby:
     """Keeps one warm process, from which every job is forked."""
 
-    def __init__(self, log_file: Path, *, handed_on: Sequence[str] = ()) -> None:
-        """Args: `handed_on` names variables of the trainer's own that jobs are to have all the same."""
+    def __init__(self, log_file: Path, *, handed_on: Sequence[str] = (), user: JobUser | None = None) -> None:
+        """Nothing is started yet.
+
+        Args:
+            handed_on: variables of the trainer's own that jobs are to have all the same.
+            user: whom jobs run as; the warm process itself stays the trainer's.
+        """
+        self._user = user
         self.log_file = log_file
         self._handed_on = frozenset(handed_on)
         self._jobs: dict[int, JobProcess] = {}
@@ -134,21 +143,28 @@ class Standby:
                 "-m",
                 "trainers.standby",
                 str(theirs.fileno()),
+                *(() if self._user is None else (msgspec.json.encode(self._user).decode(),)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=(theirs.fileno(),),
-                env={
-                    name: value
-                    for name, value in os.environ.items()
-                    if name in self._handed_on or not name.startswith(_NOT_FOR_JOBS)
-                },
+                env=self._environment(),
                 start_new_session=True,  # Ctrl-C is the trainer's to handle
             )
         self._control = ours.dup()
         self._control.setblocking(False)
         self._warm = asyncio.get_running_loop().create_future()
         self._listening = asyncio.create_task(self._listen(ours, self._warm))
+
+    def _environment(self) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name in self._handed_on or not name.startswith(_NOT_FOR_JOBS)
+        }
+        if self._user is not None:
+            kept |= {"HOME": self._user.home, "USER": self._user.name, "LOGNAME": self._user.name}
+        return kept
 
     async def _listen(self, ours: socket.socket, warm: asyncio.Future[Warm]) -> None:
         reader, writer = await asyncio.open_connection(sock=ours)

@@ -23,13 +23,16 @@ import socket
 import struct
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from select import select
 from typing import NamedTuple
 
+import msgspec
 from msgspec import Struct
 
+from infra.job_user import JobUser
 from trainers.channel import packed
 
 COMMAND = struct.Struct(">cQ")
@@ -39,7 +42,7 @@ YIELD = signal.SIGUSR1
 WARM_NAME, SPARE_NAME, JOB_NAME = "tidemill warm", "tidemill spare", "tidemill job"
 """What `top` and `ps` call the processes: at most 15 bytes."""
 _SPARE_AFTER_S, _SPARE_AGAIN_S = 0.02, 1.0
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
 
 
 class Warm(Struct, frozen=True, kw_only=True, tag="warm"):
@@ -62,7 +65,7 @@ class Ended(Struct, frozen=True, kw_only=True, tag="ended"):
 News = Warm | Ended
 
 
-def main(control: socket.socket) -> None:
+def main(control: socket.socket, user: JobUser | None = None) -> None:
     """Serve until the trainer closes the control socket or is gone; then end all jobs."""
     began = time.perf_counter()
     gc.disable()  # a seventh of the imports' time
@@ -71,7 +74,7 @@ def main(control: socket.socket) -> None:
     gc.freeze()
     gc.enable()
     control.sendall(packed(Warm(torch=version, cuda=cuda, warmed_s=time.perf_counter() - began)))
-    Server(control, run).serve()
+    Server(control, run, user).serve()
 
 
 class _Spare(NamedTuple):
@@ -82,11 +85,14 @@ class _Spare(NamedTuple):
 
 
 class Server:
-    """Forks and reaps; `run` is what a fork does with its channel."""
+    """Forks and reaps; `run` is what a fork does with its channel, as `user` if one is named."""
 
-    def __init__(self, control: socket.socket, run: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self, control: socket.socket, run: Callable[[socket.socket], None], user: JobUser | None = None
+    ) -> None:
         self._control = control
         self._run = run
+        self._user = user
         self._pids: dict[int, int] = {}
         self._spare: _Spare | None = None
         self._no_spare_before_s = 0.0
@@ -197,6 +203,10 @@ class Server:
         code = 1
         try:
             os.setsid()  # a group of its own: it is killed with all that it starts
+            if self._user is not None:
+                self._user.become()
+                if self._prctl is not None:
+                    self._prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else its own /proc/self is root's
             if self._prctl is not None:
                 self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != server:
@@ -221,6 +231,9 @@ class Server:
             with socket.socket(fileno=channel) as own:
                 self._run(own)
             code = 0
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             # Never back into the server's loop, whatever was raised.
             with contextlib.suppress(Exception):
@@ -286,6 +299,9 @@ def _warm_up() -> tuple[str | None, str, Callable[[socket.socket], None]]:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(
+        socket.socket(fileno=int(sys.argv[1])),
+        msgspec.json.decode(sys.argv[2], type=JobUser) if len(sys.argv) > 2 else None,
+    )
     # Libraries that were never used complain when they are taken down; nothing here needs to be.
     os._exit(0)

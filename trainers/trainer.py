@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Set
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 from aiokafka.errors import KafkaError
 
+from infra.job_user import job_user
 from infra.kafka.connection import Connection
 from infra.logging import correlated, logger
 from infra.observe.instruments import Instruments
@@ -55,6 +57,8 @@ log = logger(__name__)
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 SWEEP_FILE = "sweep.journal"
+OWN_FOLDER = "own"
+"""In a job's folder, where jobs run as another user: what they may write to."""
 _LONGEST_PAUSE_S = 60.0
 _LOOK_AGAIN_S = 0.5
 _SWEEP_AGAIN_S = 2.0
@@ -95,8 +99,11 @@ class Trainer:
         self.tell = Telling(
             self.bulletin, now_ms=now_ms, progress_interval_ms=settings.trainer.progress_interval_ms
         )
+        self._user = job_user(settings.trainer.job_user)
         self.standby = Standby(
-            settings.paths.jobs / "standby.log", handed_on=settings.trainer.environment_for_jobs
+            settings.paths.jobs / "standby.log",
+            handed_on=settings.trainer.environment_for_jobs,
+            user=self._user,
         )
         self._connection = connection
         self._options = settings.trainer
@@ -386,6 +393,8 @@ class Trainer:
             # Of another machine, perhaps. What cannot be had, the job itself will miss by name.
             with contextlib.suppress(Rejected, Retryable):
                 await self._stores.bring(champion.artifact.sha256)
+        if self._user is not None:
+            await asyncio.to_thread(self._user.give, self._own(job.job_id))
         process = await self.standby.begin(self.folder(job.job_id) / "job.log")
         attempt = Attempt(
             process,
@@ -406,8 +415,7 @@ class Trainer:
         match ended:
             case Done(outcome=outcome):
                 self._trace_training(job.job_id, number, outcome)
-                await asyncio.to_thread(trained.keep, self.folder(job.job_id), key, outcome)
-                await self._conclude_or_retry(job, number, to_blame + 1, outcome, champion)
+                await self._take_in(job, number, to_blame + 1, outcome, champion, key)
             case Skipped(reason=reason):
                 log.info("skipped", reason=reason)
                 await self.tell.skipped(job.job_id, reason)
@@ -421,7 +429,30 @@ class Trainer:
             case Failed(reason=reason, retryable=retryable):
                 await self._retry_or_fail(job, number, to_blame + 1, reason, retryable, process.log_tail())
         if job.job_id in self.registry.over:
-            self._checkpoint(job.job_id).unlink(missing_ok=True)
+            self._drop_state(job.job_id)
+
+    async def _take_in(
+        self,
+        job: JobRequested,
+        attempt: int,
+        to_blame: int,
+        outcome: Outcome,
+        champion: Manifest | None,
+        key: str,
+    ) -> None:
+        """What a job's process came to is the trainer's from here on, and then concluded."""
+        if self._user is not None:
+            take_over = self._stores.folder.take_over
+            try:
+                await asyncio.to_thread(
+                    take_over, self._own(job.job_id), outcome.sha256, size_bytes=outcome.size_bytes
+                )
+            except (Rejected, Retryable) as error:
+                again = isinstance(error, Retryable)
+                await self._retry_or_fail(job, attempt, to_blame, str(error), again, "")
+                return
+        await asyncio.to_thread(trained.keep, self.folder(job.job_id), key, outcome)
+        await self._conclude_or_retry(job, attempt, to_blame, outcome, champion)
 
     async def _trained(self, job: JobRequested, key: str) -> Outcome | None:
         """What an earlier attempt came to, if its weights are still there."""
@@ -449,7 +480,7 @@ class Trainer:
             await self._retry_or_fail(job, attempt, to_blame, str(error), True, "")
         if job.job_id in self.registry.over:
             await asyncio.to_thread(trained.forget, self.folder(job.job_id))
-            self._checkpoint(job.job_id).unlink(missing_ok=True)
+            self._drop_state(job.job_id)
 
     async def _retry_or_fail(
         self, job: JobRequested, attempt: int, to_blame: int, reason: str, retryable: bool, log_tail: str
@@ -481,6 +512,7 @@ class Trainer:
             threads=max(cores, self._options.threads_per_job if asked.ranks == 1 else 1),
             run_key=key,
             checkpoint=str(self._checkpoint(job.job_id)),
+            outbox="" if self._user is None else str(self._own(job.job_id)),
         )
 
     async def _say_started(self, assignment: Assignment, began: Began) -> None:
@@ -582,7 +614,18 @@ class Trainer:
         await self.tell.failed(job.job_id, attempt, reason, log_tail=log_tail)
 
     def _checkpoint(self, job_id: str) -> Path:
-        return self.folder(job_id) / CHECKPOINT_FILE
+        return (self.folder(job_id) if self._user is None else self._own(job_id)) / CHECKPOINT_FILE
+
+    def _own(self, job_id: str) -> Path:
+        """What a job that runs as another user may write to; all else in its folder is the trainer's word."""
+        return self.folder(job_id) / OWN_FOLDER
+
+    def _drop_state(self, job_id: str) -> None:
+        """The job is over, and nothing goes on from its checkpoint."""
+        if self._user is None:
+            self._checkpoint(job_id).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self._own(job_id), ignore_errors=True)
 
     def folder(self, job_id: str) -> Path:
         """A job's own folder: its log, and its conclusion."""

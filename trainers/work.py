@@ -91,7 +91,7 @@ def perform(
     trained_ms = int(time.time() * 1000)
 
     content = weights_of(model)
-    digest = store.put(content)
+    digest = (ArtifactStore(Path(assignment.outbox)) if assignment.outbox else store).put(content)
     judgement = judge_on(rows.judged, experiment, champion=champion, challenger=model)
     return Outcome(
         sha256=digest,
