@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import gzip
 import itertools
 import json
@@ -111,6 +112,17 @@ def raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 def v3(body: bytes) -> Record | Refusal:
     (asked,) = Cut(most_bytes=10_000).feed(body, ended=True)
     return record_of(STREAM, asked)[0] if isinstance(asked, Asked) else asked
+
+
+@pytest.mark.parametrize("key", ["at", "level", "note", "id"])
+def test_the_key_is_what_push_reads_of_the_bytes_whatever_its_type(key: str) -> None:
+    """An event may write 1.50 for a number: the key is 1.5 as JSON readers say it, and never 1.50 or 2."""
+    stream = Stream(dataclasses.replace(declared("readings"), key=key), most_bytes=10_000)
+    value = b'{"id":"r","at":7,"level":1.50,"count":3,"good":true,"note":null}'
+    record = stream.take(value)
+    assert isinstance(record, Record)
+    (pushed,) = Encoder(key, 1, "json").encode(Chunk(1, lines=[value]))
+    assert [(record.key, value)] == pushed.pairs()
 
 
 def test_attributes_are_kept_with_extensions_and_percent_encoding_or_left_out_if_one_says_so() -> None:
@@ -412,6 +424,53 @@ async def test_the_records_form_reports_each_record_also_while_more_come(
         ]
         assert held[2, 0][0] == b"r1"
         assert b"own" in {key for key, _ in held.values()}
+
+
+async def test_an_answer_closes_or_keeps_the_connection_as_the_request_asks(
+    kafka: EmbeddedBroker, topic, tmp_path: Path
+) -> None:
+    """Over a bare socket: what clients of our own would hide."""
+    body = bytes_of(reading(1))
+    length = f"content-length: {len(body)}\r\n"
+    post = f"POST /v1/events/{{}} HTTP/{{}}\r\nhost: localhost\r\ncontent-type: application/json\r\n{length}"
+
+    async with site(kafka, topic("door"), tmp_path) as at:
+        host, port = at.door.url.removeprefix("http://").split(":")
+
+        async def asked(*requests: bytes) -> list[tuple[str, dict[str, str], bytes]]:
+            """Status line, headers and body of each answer until the door closes the connection."""
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"".join(requests))
+            text = await asyncio.wait_for(reader.read(), 60)
+            writer.close()
+            found = []
+            while text:
+                head, _, text = text.partition(b"\r\n\r\n")
+                status, *lines = head.decode().splitlines()
+                headers = dict(line.lower().split(": ", 1) for line in lines)
+                size = 0 if requests[0].startswith(b"HEAD") else int(headers["content-length"])
+                found.append((status, headers, text[:size]))
+                text = text[size:]
+            return found
+
+        last = b"GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        kept = post.format(at.topic, "1.1").encode() + b"\r\n" + body
+        (status, headers, said), (_, farewell, lives) = await asked(kept, last)
+        assert status == "HTTP/1.1 200 OK"
+        assert headers.keys() == {"content-type", "content-length", "date"}
+        assert json.loads(said)["topic"] == at.topic
+        assert (farewell["connection"], lives) == ("close", b'{"ok":true}')
+        closing = post.format(at.topic, "1.1").encode() + b"connection: close\r\n\r\n" + body
+        assert [headers["connection"] for _, headers, _ in await asked(closing)] == ["close"]
+        old = post.format(at.topic, "1.0").encode() + b"\r\n" + body
+        assert [headers["connection"] for _, headers, _ in await asked(old)] == ["close"]
+        old = post.format(at.topic, "1.0").encode() + b"connection: keep-alive\r\n\r\n" + body
+        assert [headers["connection"] for _, headers, _ in await asked(old, last)] == ["keep-alive", "close"]
+        head = b"HEAD /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        ((_, headers, rest),) = await asked(head)
+        assert (headers["content-length"], rest) == ("11", b"")
+        ((status, _, _),) = await asked(b"no HTTP at all\r\n\r\n")
+        assert " 400 " in status
 
 
 async def test_strangers_unknown_streams_and_what_is_too_large_are_told_so(

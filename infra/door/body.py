@@ -58,12 +58,14 @@ async def read(request: web.BaseRequest, intake: Intake, *, most_bytes: int) -> 
         Full: there is no room for it now.
     """
     body = Body(intake)
-    length = request.content_length
+    headers, length = request.headers, request.content_length
     try:
-        if length is not None and "Content-Encoding" not in request.headers:
-            check(request, most_bytes)
+        if length is not None and "Content-Encoding" not in headers:
+            if length > most_bytes:
+                raise _too_large(most_bytes)
             body.grow(length)
-            await go_on(request)
+            if "Expect" in headers:
+                await go_on(request)
             if request.content.is_eof():
                 body.content = request.content.read_nowait()
             else:
@@ -80,7 +82,8 @@ async def read(request: web.BaseRequest, intake: Intake, *, most_bytes: int) -> 
 
 async def pieces(request: web.BaseRequest, body: Body, *, most_bytes: int) -> AsyncIterator[bytes]:
     """The body in the pieces in which it arrives, each counted as in flight. Raises what `read` raises."""
-    check(request, most_bytes)
+    if (request.content_length or 0) > most_bytes:
+        raise _too_large(most_bytes)
     await go_on(request)
     total = 0
     while True:
@@ -93,12 +96,6 @@ async def pieces(request: web.BaseRequest, body: Body, *, most_bytes: int) -> As
             raise _too_large(most_bytes)
         body.grow(len(piece))
         yield piece
-
-
-def check(request: web.BaseRequest, most_bytes: int) -> None:
-    """Refuse what says that it is too large."""
-    if (request.content_length or 0) > most_bytes:
-        raise _too_large(most_bytes)
 
 
 async def go_on(request: web.BaseRequest) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -43,9 +44,7 @@ class Reader:
         content_type: str | None = None
         for name, value in headers:
             if len(name) > 3 and name[2:3] == b"-" and name[:3].lower() == b"ce-":
-                attributes[name[3:].decode("latin-1").lower()] = (
-                    unquote_to_bytes(value) if b"%" in value else value
-                )
+                attributes[_attribute(name)] = unquote_to_bytes(value) if b"%" in value else value
             elif len(name) == 12 and name.lower() == b"content-type":
                 content_type = value.decode("latin-1")
         if content_type is None:
@@ -96,9 +95,19 @@ class Reader:
         key = attributes.pop("partitionkey", None)
         headers: list[Header] = []
         if self._keep:
-            headers = [(f"ce_{n}", v) for n, v in attributes.items() if n not in _NOT_A_HEADER]
+            headers = [(_header(n), v) for n, v in attributes.items() if n not in _NOT_A_HEADER]
             headers.append(_JSON_HEADER if kind == JSON else (CONTENT_TYPE_HEADER, kind.encode()))
         return stream.take(data, content_type=kind, headers=headers, key=key)
+
+
+@lru_cache(maxsize=1024)
+def _attribute(header: bytes) -> str:
+    return header[3:].decode("latin-1").lower()
+
+
+@lru_cache(maxsize=1024)
+def _header(attribute: str) -> str:
+    return f"ce_{attribute}"
 
 
 def _missing(attributes: dict[str, bytes]) -> Refusal | None:

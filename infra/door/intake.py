@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 from aiokafka.errors import KafkaError
 
@@ -19,8 +20,11 @@ log = logger(__name__)
 
 _LOOK_S = 0.25
 _REFRESH_S = 10.0
-_FEW = 4
-"""So many keys are faster hashed one by one than all at once."""
+_FEW = 64
+"""So many keys are faster looked up or hashed one by one than hashed all at once."""
+_SHORT = 64
+"""Bytes of a key that is worth remembering."""
+_remembered = lru_cache(maxsize=16_384)(partition_for)
 
 
 class Full(Exception):
@@ -153,7 +157,7 @@ class Intake:
             if len(keys) > _FEW:
                 of = partitions_for(keys, len(lanes)).tolist()
             else:
-                of = [partition_for(key, len(lanes)) for key in keys]
+                of = [(_remembered if len(key) <= _SHORT else partition_for)(key, len(lanes)) for key in keys]
             for (parcel, at), record, number in zip(places, records, of, strict=True):
                 if record.partition is not None:
                     chosen = record.partition

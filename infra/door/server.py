@@ -21,6 +21,7 @@ from aiohttp import web
 
 from infra.door import answers
 from infra.door import body as bodies
+from infra.door.answers import Whole
 from infra.door.body import Body, Unread
 from infra.door.cloud_events import BATCH, STRUCTURED, Reader
 from infra.door.intake import Full, Intake
@@ -95,7 +96,7 @@ class Handler:
 
     # ── who ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _stranger(self, request: web.BaseRequest) -> web.Response | None:
+    def _stranger(self, request: web.BaseRequest) -> Whole | None:
         """The response to somebody who may not come in."""
         if self._tokens.required:
             if self._tokens.admits(request.headers.get("Authorization")):
@@ -108,16 +109,16 @@ class Handler:
             403, "without tokens the door is open to this machine alone: ask for 127.0.0.1, or set door.token"
         )
 
-    def _health(self, path: str) -> web.Response:
+    def _health(self, path: str) -> Whole:
         well = path == "/live" or self._intake.telegraph.connected()
         return self._answer(200, b'{"ok":true}') if well else self._say(503, "the cluster is away")
 
-    def _stream(self, name: str) -> Stream | web.Response:
+    def _stream(self, name: str) -> Stream | Whole:
         if (stream := self._streams.get(name)) is not None:
             return stream
         return self._say(404, f"there is no stream {name!r}; there are {', '.join(sorted(self._streams))}")
 
-    def _elsewhere(self, method: str, path: str) -> web.Response:
+    def _elsewhere(self, method: str, path: str) -> Whole:
         """What is not sent to a stream."""
         if (method, path) == ("GET", _EVENTS):
             streams = [
@@ -134,11 +135,11 @@ class Handler:
 
     # ── CloudEvents ─────────────────────────────────────────────────────────────────────────────────
 
-    async def _v1(self, request: web.BaseRequest, name: str) -> web.Response:
+    async def _v1(self, request: web.BaseRequest, name: str) -> Whole:
         if request.method != "POST":
             return self._say(405, f"events are sent by POST, not by {request.method}")
         stream = self._stream(name)
-        if isinstance(stream, web.Response):
+        if isinstance(stream, Whole):
             return stream
         body = await bodies.read(request, self._intake, most_bytes=self._door.request_bytes)
         try:
@@ -178,7 +179,7 @@ class Handler:
         if request.method != "POST":
             return self._say(405, f"records are sent by POST, not by {request.method}")
         stream = self._stream(name)
-        if isinstance(stream, web.Response):
+        if isinstance(stream, Whole):
             return stream
         said = request.headers.get("Content-Type")
         if said is None or media_type(said) != JSON:
@@ -253,10 +254,10 @@ class Handler:
             for answer, size in zip(said, sizes, strict=True)
         )
 
-    def _say(self, status: int, reason: str) -> web.Response:
+    def _say(self, status: int, reason: str) -> Whole:
         return self._answer(status, answers.refused(reason))
 
-    def _answer(self, status: int, body: bytes) -> web.Response:
+    def _answer(self, status: int, body: bytes) -> Whole:
         return answers.respond(status, body, retry_after_s=self._door.retry_after_s)
 
 

@@ -6,7 +6,8 @@ What is taken goes to Kafka byte for byte as it came, under the key and so on th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -36,8 +37,10 @@ class Record(NamedTuple):
 
     def size_bytes(self) -> int:
         """About what it takes in a batch."""
-        named = sum(len(name) + len(value) for name, value in self.headers)
-        return len(self.value) + len(self.key or b"") + named
+        size = len(self.value) + len(self.key or b"")
+        for name, value in self.headers:
+            size += len(name) + len(value)
+        return size
 
 
 class Refusal(NamedTuple):
@@ -59,9 +62,9 @@ class Stream:
         self.topic, self.name = topic, topic.name
         takes = int(topic.settings.get("max.message.bytes", KAFKA_DEFAULT_BYTES))
         self.most_bytes = min(most_bytes, takes - FRAMING_BYTES)
-        self._keys = KeyReader(topic.key)
         (contract,) = topic.contracts
         self._contract = msgspec.json.Decoder(contract)
+        self._key_of = _key_of(contract, topic.key)
 
     def take(
         self,
@@ -86,9 +89,10 @@ class Stream:
                 TOO_LARGE, f"the event has {len(value)} bytes; {self.name} takes at most {self.most_bytes}"
             )
         if content_type == JSON:
-            if (refusal := self._judge(value)) is not None:
-                return refusal
-            key = self._keys.read(value) if key is None else key
+            event = self._judge(value)
+            if isinstance(event, Refusal):
+                return event
+            key = self._key_of(event, value) if key is None else key
         elif content_type not in _OPAQUE:
             return Refusal(
                 UNSUPPORTED,
@@ -106,18 +110,32 @@ class Stream:
             )
         return record
 
-    def _judge(self, value: bytes) -> Refusal | None:
+    def _judge(self, value: bytes) -> Any:
+        """The event by its contract, or a refusal."""
         if not value:
             return Refusal(BAD_REQUEST, f"the event is empty; {self.name} takes JSON objects")
         try:
-            self._contract.decode(value)
+            return self._contract.decode(value)
         except msgspec.ValidationError as error:
             return Refusal(UNPROCESSABLE, f"the event breaks the contract of {self.name}: {error}")
         except (msgspec.DecodeError, UnicodeError) as error:
             return Refusal(BAD_REQUEST, f"the event is no JSON: {error}")
         except RecursionError:
             return Refusal(BAD_REQUEST, "the event is nested too deeply to be read")
-        return None
+
+
+def _key_of(contract: type, field: str) -> Callable[[Any, bytes], bytes]:
+    """Gives an event's key, of the event as its contract reads it or of its bytes.
+
+    A text is the same in both. Anything else may be written in several ways; the key is what the bytes say.
+    """
+    for each in msgspec.structs.fields(contract):
+        kind = msgspec.inspect.type_info(each.type)
+        if each.encode_name == field and isinstance(kind, msgspec.inspect.StrType):
+            name = each.name
+            return lambda event, _: getattr(event, name).encode()
+    keys = KeyReader(field)
+    return lambda _, value: keys.read(value)
 
 
 def media_type(said: str | None) -> str:
