@@ -189,13 +189,12 @@ class Ledger:
         try:
             self._append(version, rows.select(self.schema.names()), said, metadata)
         except (FileExistsError, CommitFailedError) as error:
-            self.refresh()
+            self._look_again(error)
             self._check_fence(advances)
             raise Overtaken(f"another worker committed to {self.uri} first: try again") from error
         except (DeltaError, pl.exceptions.PolarsError, OSError) as error:
-            self.refresh()
             # The commit itself may have been made, and what comes after it failed: then the fence says so.
-            make_durable(self.uri, self._version)
+            self._look_again(error)
             self._check_fence(advances)
             raise DatasetNotWritable(
                 f"commit to {self.uri} failed, nothing was written: {error}; free space or mend the store"
@@ -204,6 +203,21 @@ class Ledger:
         self._version = version
         make_durable(self.uri, version)
         return version
+
+    def _look_again(self, failed: Exception) -> None:
+        """See what the dataset holds after a commit that failed, and that this is on disk.
+
+        Raises:
+            DatasetNotWritable: it does not answer. Had the commit been made, the next try would be fenced.
+        """
+        try:
+            self.refresh()
+            make_durable(self.uri, self._version)
+        except (DeltaError, OSError) as error:
+            raise DatasetNotWritable(
+                f"commit to {self.uri} failed ({failed}), and the dataset does not answer since: {error}; "
+                "mend the store"
+            ) from failed
 
     def _append(
         self, version: int, rows: pl.DataFrame, said: Mapping[str, int], metadata: Mapping[str, Any]
