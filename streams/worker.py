@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -41,6 +41,8 @@ from streams.ingest import Ingest, Prepared, SiftedBatch, dataset_schema
 from streams.ledger.commit import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
 from streams.ledger.keeper import Keeper
 from streams.ledger.positions import PositionLost, check_position, partition_gone
+from streams.live.assessor import Assessor, Superseded
+from streams.live.tally import JUDGED
 from streams.observed import WorkerMetrics
 from streams.pipeline import Pipeline
 from streams.queue import Arrived, FrameQueue
@@ -191,6 +193,7 @@ class StreamWorker:
             configuration_sha256=self._configuration,
             instruments=self.observed.instruments,
             traces=self._traces,
+            assessor=Assessor(self.pipeline, self.uri, self.connection, self._commit_counts),
         )
         self.observed.herald = self._herald
         keeper = Keeper(
@@ -626,6 +629,39 @@ class StreamWorker:
                 self.totals.commit_s += took_s
                 self.observed.took(metrics.COMMIT_SECONDS, took_s)
                 return Commit(version, metadata, prepared.by_source)
+
+    async def _commit_counts(self, said: Mapping[str, Any], after: int | None) -> Commit:
+        """Commit what was counted of the live model's answers, if `after` is still the newest such version.
+
+        Raises:
+            Superseded: another worker has counted since.
+            DatasetNotWritable: nothing was committed.
+        """
+        nothing = Prepared(self._ingest.empty(), {}, [], {}, {}, {}, {})
+        async with self._ledger_lock:
+            while True:
+                if self._ledger.marked(JUDGED) != after:
+                    raise Superseded(f"another worker counts the answers to {self.pipeline.name} now")
+                metadata = {
+                    "offsets": {},
+                    "watermark_ms": self._ledger.pipeline_watermark(),
+                    "committed_ms": self._now_ms(),
+                    **said,
+                }
+                with contextlib.suppress(Overtaken):
+                    version = await asyncio.to_thread(
+                        self._ledger.commit,
+                        nothing.rows,
+                        advances={},
+                        watermarks={},
+                        metadata=metadata,
+                        marks=(JUDGED,),
+                    )
+                    break
+        commit = Commit(version, metadata, {})
+        self.observed.committed(commit, nothing)
+        self._herald.committed(commit)
+        return commit
 
     async def _say_idle(self, silent: set[Partition]) -> None:
         """Partitions silent for long, and read to their end, hold no window open: a commit without rows."""

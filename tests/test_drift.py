@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -256,7 +257,7 @@ def test_no_rows_whatever_make_a_condition_raise_or_fire_without_evidence(
         (lambda: span("x", "2013-02-01", "2013-01-01"), "swap the two"),
         (lambda: span("x", "soon", "2013-01-01"), "is no date"),
         (lambda: previous(windows=0), "at least one"),
-        (lambda: bias("g", of="rows"), "'share' or 'label'"),  # type: ignore[arg-type]
+        (lambda: bias("g", of="rows"), "'share', 'label' or 'error'"),  # type: ignore[arg-type]
         (lambda: hysteresis(seen(windows=1) & seen(windows=2), release=1), "each condition of its own"),
         (lambda: edge_cases("odd", rows=0), "always fire"),
         (lambda: at_least(3, seen(windows=1)), "never fire"),
@@ -314,7 +315,7 @@ def test_windows_that_overlap_count_no_row_of_a_reference_twice() -> None:
     assert newest.profile.rows == 3
 
 
-def run(condition: Condition, shifts: list[float]) -> list[bool | None]:
+def run(condition: Condition, shifts: Sequence[float]) -> list[bool | None]:
     """The verdicts on windows whose x is moved so far; the reference stays."""
     history, said = TRAINED, []
     for hour, shift in enumerate(shifts):

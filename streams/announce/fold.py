@@ -28,6 +28,7 @@ from schemas.profile import Profile, WindowProfiled
 from schemas.window import Window, WindowAmended, WindowClosed, WindowExcluded, WindowIncluded
 from streams.closing import Closing, Turn
 from streams.ingest import source_schema
+from streams.live.track import Live
 from streams.pipeline import Pipeline
 from streams.summary.account import Account, announced, summarise
 from streams.summary.profiling import profiling
@@ -81,6 +82,7 @@ class Progress:
     history: History = field(default_factory=History)
     version: int = -1
     excluded: tuple[Exclusion, ...] = ()
+    live: Live = field(default_factory=Live)
 
 
 class ReadRows(Protocol):
@@ -141,6 +143,7 @@ class Announcer:
         mark_ms = commit.metadata.get("watermark_ms")
         if mark_ms is not None:
             progress.watermark_ms = mark_ms
+        progress.live = progress.live.after(commit.metadata)
         for topic, rows in commit.by_source.items():
             fresh = rows.select(*self._remembered[topic])
             tail = progress.tail.get(topic)
@@ -325,6 +328,7 @@ class Announcer:
             configuration_sha256=self._configuration,
             requested_ms=commit.time_ms,
             excluded=[each.span for each in progress.excluded],
+            live=progress.live,
         )
         progress.history = after_decision(progress.history, closed, decision, profile)
         announced = [self._say(topics.DECISIONS.name, decision, commit)]
@@ -368,15 +372,16 @@ def decided(
     configuration_sha256: str,
     requested_ms: int,
     excluded: Sequence[Window] = (),
+    live: Live | None = None,
 ) -> tuple[Decision, JobRequested | None]:
     """What the pipeline's trigger says of a window that closed, and the job that a yes asks for.
 
     `newest_from_ms` gives, of a count and a time, where the newest so many windows start that end by then;
-    `excluded` are the spans that no training reads now.
+    `excluded` are the spans that no training reads now, `live` how the live model's answers fare.
     """
     assert pipeline.train_when is not None
     assert pipeline.train is not None
-    fired, reason, evaluations = decide(pipeline.train_when, closed, history, profile)
+    fired, reason, evaluations = decide(pipeline.train_when, closed, history, profile, live)
     decision_id = f"{pipeline.name}/{closed.window}/decision"
     job = None
     if fired:

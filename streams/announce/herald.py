@@ -31,8 +31,9 @@ from streams.announce.fold import Announced, Announcer, Commit
 from streams.announce.log import is_committed, keep, read_commit, recall
 from streams.announce.outbox import Outbox, standing
 from streams.announce.standing import Standings
-from streams.ledger.commit import make_durable
+from streams.ledger.commit import DatasetNotWritable, make_durable
 from streams.ledger.positions import replaced
+from streams.live.assessor import Assessor, Superseded
 from streams.pipeline import Pipeline
 from streams.summary.profiling import beginning
 
@@ -70,8 +71,10 @@ class Herald:
         configuration_sha256: str = "",
         instruments: Instruments | None = None,
         traces: Traces | None = None,
+        assessor: Assessor | None = None,
     ) -> None:
         self._traces = traces
+        self._assessor = assessor if assessor is not None and assessor.is_wanted else None
         self._instruments = instruments or Instruments("worker")
         self.pipeline, self.uri, self.connection = pipeline, uri, connection
         self.totals = Announcements()
@@ -131,6 +134,7 @@ class Herald:
             while self._leads.is_set() and self._term == term:
                 is_new = await self._announce_next(announcer, known)
                 await self._say_standing(announcer)
+                await self._assess(announcer)
                 if not is_new:
                     self._committed.clear()
                     with contextlib.suppress(TimeoutError):
@@ -172,7 +176,20 @@ class Herald:
             read_rows=dataset.rows,
             configuration_sha256=self._configuration,
         )
+        if self._assessor is not None:
+            await self._assessor.take_up(progress.version)
         return announcer, stands.ids
+
+    async def _assess(self, announcer: Announcer) -> None:
+        """Count how the live model's answers fare, where the trigger looks at them."""
+        if self._assessor is None:
+            return
+        try:
+            await self._assessor.turn(announcer.progress.watermark_ms)
+        except Superseded:
+            await self._assessor.take_up(announcer.progress.version)
+        except DatasetNotWritable as error:
+            log.warning("answers are not counted, will try again", error=str(error))
 
     async def _announce_next(self, announcer: Announcer, known: set[str]) -> bool:
         """Announce the next version of the log; False where there is none yet."""
@@ -189,6 +206,8 @@ class Herald:
         while (portion := await asyncio.to_thread(next, portions, None)) is not None:
             await self._publish(portion, version, but_not=known)
         known.clear()
+        if self._assessor is not None:
+            self._assessor.take(commit)
         self._standings.take(commit)
         if version % _SNAPSHOT_EVERY == 0:
             with contextlib.suppress(OSError):  # a full disk: the next announcer reads more of the log

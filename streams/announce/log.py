@@ -76,12 +76,14 @@ def recall(pipeline: Pipeline, uri: str, *, through_version: int) -> Progress:
     if (found := snapshot.newest(uri, pipeline.window, through_version=through_version)) is not None:
         saved, progress.windows = found
         progress.watermark_ms, progress.tail_from_ms = saved.watermark_ms, saved.tail_from_ms
+        progress.live = saved.live
         first = saved.version + 1
     for version in range(first, through_version + 1):
         commit = read_account(pipeline, uri, version)
         had_ms = progress.watermark_ms
         mark_ms = commit.metadata.get("watermark_ms")
         progress.watermark_ms = had_ms if mark_ms is None else mark_ms
+        progress.live = progress.live.after(commit.metadata)
         progress.windows.take(accounts(pipeline, commit), had_ms=had_ms, mark_ms=progress.watermark_ms)
         if progress.watermark_ms is not None:
             progress.tail_from_ms = remember_from_ms(pipeline, progress)
@@ -99,6 +101,7 @@ def keep(pipeline: Pipeline, uri: str, progress: Progress) -> None:
         windows=progress.windows,
         watermark_ms=progress.watermark_ms,
         tail_from_ms=progress.tail_from_ms,
+        live=progress.live,
     )
 
 

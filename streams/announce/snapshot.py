@@ -15,6 +15,7 @@ from msgspec import Struct
 from infra.atomic_file import write_bytes
 from infra.dataset import entry_of
 from streams.closing import Closed, Closing, Grid, Sessions
+from streams.live.track import Live
 from streams.summary.account import Account
 from streams.window import Pane, Session, Sliding, Windowing
 
@@ -42,6 +43,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     watermark_ms: int | None
     tail_from_ms: int
     windows: bytes
+    live: Live = Live()
 
 
 def save(
@@ -52,6 +54,7 @@ def save(
     windows: Closing,
     watermark_ms: int | None,
     tail_from_ms: int,
+    live: Live,
 ) -> None:
     """Write it beside the dataset's log; older ones than the newest few go."""
     snapshot = Snapshot(
@@ -61,6 +64,7 @@ def save(
         watermark_ms=watermark_ms,
         tail_from_ms=tail_from_ms,
         windows=_encoded(windows),
+        live=live,
     )
     write_bytes(_folder(uri) / f"{version:020d}.fold", msgspec.msgpack.encode(snapshot))
     for old in sorted(_folder(uri).glob("*.fold"))[:-_KEPT]:

@@ -36,7 +36,11 @@ def trigger(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
         yield from _watched(pipeline, spec, part, schema)
     if not _can_begin(pipeline.train_when):
         yield Problem(
-            next(p.place for p in all_parts(pipeline.train_when) if isinstance(p, Comparison | Stale)),
+            next(
+                getattr(p, "place", pipeline.place)
+                for p in all_parts(pipeline.train_when)
+                if isinstance(p, Comparison | Stale) or p.watched().answers
+            ),
             "before a first training there is nothing to hold a window against, so none would ever be asked "
             "for; write first(windows=…) | …",
         )
@@ -49,6 +53,8 @@ def _can_begin(condition: Condition) -> bool:
         return able >= (condition.count if isinstance(condition, AtLeast) else len(condition.parts()))
     if isinstance(condition, Comparison):
         return not isinstance(condition.against, OfTraining)
+    if condition.watched().answers:
+        return False
     return not isinstance(condition, Stale) and all(_can_begin(part) for part in condition.parts())
 
 
@@ -60,7 +66,7 @@ def _watched(pipeline: Pipeline, spec: FeatureSpec, part: Condition, schema: Sch
         yield Problem(
             place, f"the trigger watches column {column!r}, which is not there{nearest(column, known)}"
         )
-    for column in sorted(watched.slices - set(schema)) if schema else ():
+    for column in sorted((watched.slices | watched.errors) - set(schema)) if schema else ():
         yield Problem(place, f"the trigger watches slices by {column!r}, no column{nearest(column, schema)}")
     if watched.features and not spec.names():
         yield Problem(place, "the trigger watches all features, and there are none; name columns: drift('…')")
@@ -68,6 +74,10 @@ def _watched(pipeline: Pipeline, spec: FeatureSpec, part: Condition, schema: Sch
         yield Problem(place, "the trigger watches labels, and there are none; add labels=Labels(…)")
     if getattr(part, "of", None) == "label" and pipeline.labels is None:
         yield Problem(place, "bias of labels, and there are none; add labels=Labels(…), or write of='share'")
+    if watched.answers and pipeline.labels is None:
+        yield Problem(
+            place, "the trigger watches the live model's answers, and no labels; add labels=Labels(…)"
+        )
     if isinstance(part, EdgeCases):
         tags = {*tag_names(pipeline.tag), *(tag.name for tag in spec.tags)}
         tags |= {r.tag for r in pipeline.rules(pipeline.source.topic) if isinstance(r, Mend) and r.tag}

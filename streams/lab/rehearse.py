@@ -187,7 +187,7 @@ def counts_of(uri: Path) -> dict[str, Counts]:
     """What became of each source's events in all commits together."""
     totals: dict[str, Counts] = {}
     for record in _accounts(uri):
-        for topic, said in record["counts"].items():
+        for topic, said in record.get("counts", {}).items():
             total = totals.setdefault(topic, Counts())
             total.events += said["events"]
             total.rows += said["rows"]

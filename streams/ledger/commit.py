@@ -22,7 +22,6 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from infra.dataset import COMMIT_METADATA, META, entry_of, transaction_name
-from infra.exclusion import EXCLUSION
 from schemas.errors import InvalidConfiguration, Retryable
 from streams.ledger.entry import add, entry, put, transactions, write_file
 
@@ -147,6 +146,10 @@ class Ledger:
         """Watermark of the pipeline, epoch ms, as of the newest commit."""
         return self._ask(_PIPELINE)
 
+    def marked(self, name: str) -> int | None:
+        """The newest version that was committed under that mark; None where none was."""
+        return self._ask(name)
+
     def _ask(self, app: str) -> int | None:
         if app not in self._said:
             if self._table.version() != self._version:
@@ -164,13 +167,13 @@ class Ledger:
         metadata: Mapping[str, Any],
         idle: Collection[Partition] = (),
         pipeline_watermark_ms: int | None = None,
-        excludes: bool = False,
+        marks: Collection[str] = (),
     ) -> int:
         """Commit all of it or nothing; on return it is on disk. Gives the new version.
 
         Args:
             idle: those of the advancing partitions that hold no window open until they move on.
-            excludes: `metadata` says which spans are excluded from now on (`infra.exclusion`).
+            marks: names under which the table's transactions hold this version, for what `metadata` says.
 
         Raises:
             Fenced: a partition's position is not where the advance starts.
@@ -183,8 +186,7 @@ class Ledger:
         if pipeline_watermark_ms is not None:
             said[_PIPELINE] = pipeline_watermark_ms
         version = self._version + 1
-        if excludes:
-            said[EXCLUSION] = version
+        said |= dict.fromkeys(marks, version)
         self._check_fence(advances)
         try:
             self._append(version, rows.select(self.schema.names()), said, metadata)

@@ -98,7 +98,7 @@ def _commit(
                     "committed_ms": int(time.time() * 1000),
                     "watermark_ms": ledger.pipeline_watermark(),
                 },
-                excludes=True,
+                marks=(EXCLUSION,),
             )
         except Overtaken:
             if attempt == _TRIES:

@@ -1,9 +1,11 @@
 """When the windows say: train. Conditions are pure functions of closed windows, and say why either way.
 
-`pace` (counts, event time), `edge` (rows with a tag), `drift`, `bias`, `steady` (one condition over time);
+`pace` (counts, event time), `edge` (rows with a tag), `drift`, `bias`, `answers` (how the live model fares),
+`steady` (one condition over time);
 `condition` is how they combine, `history` what they look back on, `statistic` what they compute.
 """
 
+from streams.trigger.answers import cost, quality
 from streams.trigger.bias import bias
 from streams.trigger.condition import (
     All,
@@ -40,6 +42,7 @@ __all__ = [
     "at_least",
     "bias",
     "cooldown",
+    "cost",
     "decide",
     "drift",
     "edge_cases",
@@ -51,6 +54,7 @@ __all__ = [
     "labelled",
     "once",
     "previous",
+    "quality",
     "rows",
     "seen",
     "span",

@@ -9,6 +9,7 @@ from typing import Literal
 
 from schemas.profile import SliceProfile
 from streams.declared import InvalidPipeline, here
+from streams.trigger.answers import error_bias
 from streams.trigger.compare import Comparison, check_options
 from streams.trigger.condition import Condition, Look, Watched
 from streams.trigger.history import Reference
@@ -66,30 +67,54 @@ class Bias(Comparison):
 def bias(
     column: str,
     *,
-    of: Literal["share", "label"] = "share",
+    of: Literal["share", "label", "error"] = "share",
     least: float = 0.05,
     alpha: float = 0.005,
     correction: str = "holm",
     against: Against = TRAINING,
     minimum_rows: int = 50,
+    windows: int = 1,
+    baseline: int = 5,
+    labelled: float = 0.8,
 ) -> Condition:
-    """A slice moves away from the rest: in its share of the rows, or in its labels' mean.
+    """A slice moves away from the rest: in its share of the rows, its labels' mean, or the model's error.
 
     Share by the two-proportion z-test against its share in the reference; labels by the change of the slice's
-    gap to all other slices (a difference of differences). Corrected over the slices.
+    gap to all other slices (a difference of differences). The error is the live model's mean log loss, judged
+    in the same way against the version's own first windows; only a slice that gets worse counts. Corrected
+    over the slices.
 
     Args:
         column: a column of the main source whose values are the slices.
-        of: "share" of the rows, or the "label" (of 0 and 1).
-        least: smallest change, 0 to 1, that counts.
+        of: "share" of the rows, the "label" (of 0 and 1), or the "error" of the live model's answers.
+        least: smallest change that counts: 0 to 1, of an error in log loss.
         minimum_rows: slices with fewer rows (or labels, in it and beside it) are not judged.
+        windows: of an error, so many of the newest judged windows are held against the baseline.
+        baseline, labelled: of an error, as of `quality`.
 
     Raises:
         InvalidPipeline: an option cannot be.
     """
-    if of not in ("share", "label"):
-        raise InvalidPipeline(here(), f"bias: of={of!r} is nothing to judge; write 'share' or 'label'")
+    if of not in ("share", "label", "error"):
+        raise InvalidPipeline(
+            here(), f"bias: of={of!r} is nothing to judge; write 'share', 'label' or 'error'"
+        )
     check_options("bias", alpha=alpha, least=least, correction=correction, minimum_rows=minimum_rows)
+    if of == "error":
+        if against is not TRAINING:
+            raise InvalidPipeline(
+                here(), "bias of errors is held against the version's own first windows; leave against out"
+            )
+        return error_bias(
+            column,
+            least=least,
+            alpha=alpha,
+            correction=correction,
+            minimum_rows=minimum_rows,
+            windows=windows,
+            baseline=baseline,
+            labelled=labelled,
+        )
     behind = f", {against.text}" if against.text else ""
     return Bias(
         text=f"bias({column!r}, of={of}{behind})",

@@ -16,7 +16,7 @@ _NAMED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(Condition):
+class Judged(Condition):
     """Fires when some distance reaches `least` and chance alone hardly ever makes it so large.
 
     The p-values of all columns, or slices, are corrected for being many; `alpha` bounds the corrected one.
@@ -27,29 +27,16 @@ class Comparison(Condition):
     alpha: float
     least: float
     correction: str
-    against: Against
     minimum_rows: int
     place: Place = field(default_factory=here, compare=False)
 
-    def compare(self, look: Look, reference: Reference) -> Mapping[str, Tested | str]:
-        """By column or slice: distance and p-value, or why there is none."""
-        raise NotImplementedError
-
-    def watched(self) -> Watched:
-        return self.against.watched() | Watched(profiles=True)
-
-    def evaluate(self, look: Look) -> Answer:
-        reference = self.against.find(look.history)
-        if isinstance(reference, str):
-            return self._cannot_say(reference, None)
-        if look.window.summary.rows == 0 or look.profile.rows == 0:
-            return self._cannot_say("the window has no rows", reference.name)
-        found = self.compare(look, reference)
+    def _judge(self, look: Look, found: Mapping[str, Tested | str], reference: str) -> Answer:
+        """The answer, of distance and p-value by column or slice, or why there is none."""
         tested = {name: each for name, each in found.items() if not isinstance(each, str)}
         unsaid = {name: each for name, each in found.items() if isinstance(each, str)}
         left_out = "; ".join(f"{name}: {why}" for name, why in list(unsaid.items())[:_NAMED])
         if not tested:
-            return self._cannot_say(left_out or f"there is no {self.what} to judge", reference.name)
+            return self._cannot_say(left_out or f"there is no {self.what} to judge", reference)
         chances = CORRECTIONS[self.correction]([chance for _, chance in tested.values()])
         judged = {n: (abs(d), p) for (n, (d, _)), p in zip(tested.items(), chances, strict=True)}
         sure = {n: d for n, (d, p) in judged.items() if p <= self.alpha}
@@ -71,8 +58,8 @@ class Comparison(Condition):
                     score=distance,
                     threshold=self.least,
                     reason=said,
-                    reference=reference.name,
-                    forecast_windows=0.0 if fired else self._forecast(look, distance),
+                    reference=reference,
+                    forecast_windows=0.0 if fired else forecast(look, self.text, distance, self.least),
                     scores={name: judged[name][0] for name in worst},
                 )
             ],
@@ -90,16 +77,39 @@ class Comparison(Condition):
         )
         return Answer(None, [said])
 
-    def _forecast(self, look: Look, score: float) -> float | None:
-        """Windows until a straight line through the last scores reaches the threshold."""
-        scores = [*look.history.scores.get(self.text, ()), score]
-        if len(scores) < 3 or score >= self.least:
-            return None
-        middle = (len(scores) - 1) / 2
-        mean = sum(scores) / len(scores)
-        rise = sum((i - middle) * (s - mean) for i, s in enumerate(scores))
-        rise /= sum((i - middle) ** 2 for i in range(len(scores)))
-        return (self.least - score) / rise if rise > 0 else None
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Judged):
+    """Holds a window's profile against a reference's."""
+
+    against: Against
+
+    def compare(self, look: Look, reference: Reference) -> Mapping[str, Tested | str]:
+        """By column or slice: distance and p-value, or why there is none."""
+        raise NotImplementedError
+
+    def watched(self) -> Watched:
+        return self.against.watched() | Watched(profiles=True)
+
+    def evaluate(self, look: Look) -> Answer:
+        reference = self.against.find(look.history)
+        if isinstance(reference, str):
+            return self._cannot_say(reference, None)
+        if look.window.summary.rows == 0 or look.profile.rows == 0:
+            return self._cannot_say("the window has no rows", reference.name)
+        return self._judge(look, self.compare(look, reference), reference.name)
+
+
+def forecast(look: Look, condition: str, score: float, threshold: float) -> float | None:
+    """Windows until a straight line through a condition's last scores reaches the threshold."""
+    scores = [*look.history.scores.get(condition, ()), score]
+    if len(scores) < 3 or score >= threshold:
+        return None
+    middle = (len(scores) - 1) / 2
+    mean = sum(scores) / len(scores)
+    rise = sum((i - middle) * (s - mean) for i, s in enumerate(scores))
+    rise /= sum((i - middle) ** 2 for i in range(len(scores)))
+    return (threshold - score) / rise if rise > 0 else None
 
 
 def check_options(name: str, *, alpha: float, least: float, correction: str, minimum_rows: int) -> None:

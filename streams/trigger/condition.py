@@ -9,16 +9,18 @@ from schemas.decision import Evaluation
 from schemas.profile import Profile
 from schemas.window import WindowClosed
 from streams.declared import InvalidPipeline, here
+from streams.live.track import Live
 from streams.trigger.history import History
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """All that a condition sees: the window that closed, its profile, and what was before."""
+    """All that a condition sees: the window that closed, its profile, what was before, the live model."""
 
     window: WindowClosed
     history: History
     profile: Profile = field(default_factory=Profile)
+    live: Live = field(default_factory=Live)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What a window's profile must hold for a condition.
+    """What must be known for a condition: of a window's profile, and of the live model's answers.
 
     `profiles`: whether it reads profiles at all; `features`: all of the pipeline's features; `columns`: those
     by name; `slices`: columns that part rows;
-    `references`: spans [start_ms, end_ms) that are remembered by name; `windows`: how many of the newest.
+    `references`: spans [start_ms, end_ms) that are remembered by name; `windows`: how many of the newest;
+    `answers`: whether it reads how the live model's answers fare; `errors`: columns that part the answers.
     """
 
     profiles: bool = False
@@ -44,6 +47,8 @@ class Watched:
     slices: frozenset[str] = frozenset()
     references: tuple[tuple[str, int, int], ...] = ()
     windows: int = 0
+    answers: bool = False
+    errors: frozenset[str] = frozenset()
 
     def __or__(self, other: Watched) -> Watched:
         return Watched(
@@ -53,6 +58,8 @@ class Watched:
             slices=self.slices | other.slices,
             references=tuple(dict.fromkeys(self.references + other.references)),
             windows=max(self.windows, other.windows),
+            answers=self.answers or other.answers,
+            errors=self.errors | other.errors,
         )
 
 
@@ -142,10 +149,14 @@ def at_least(count: int, *conditions: Condition) -> Condition:
 
 
 def decide(
-    condition: Condition, window: WindowClosed, history: History, profile: Profile | None = None
+    condition: Condition,
+    window: WindowClosed,
+    history: History,
+    profile: Profile | None = None,
+    live: Live | None = None,
 ) -> tuple[bool | None, str, list[Evaluation]]:
     """Verdict (None: not evaluated), its reason in one line, and every part's evaluation."""
-    answer = condition.evaluate(Look(window, history, profile or Profile()))
+    answer = condition.evaluate(Look(window, history, profile or Profile(), live or Live()))
     decisive = [e for e in answer.parts if _said(e) == answer.fired] or answer.parts
     return answer.fired, "; ".join(f"{e.condition}: {e.reason}" for e in decisive), answer.parts
 
