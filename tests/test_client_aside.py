@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from schemas.client import load as loading
-from schemas.client.aside import aside
+from schemas.client.aside import aside, breathe
 from schemas.client.load import load
 from schemas.errors import TidemillError
 from tests.client_fixtures import published, weights
@@ -41,6 +43,47 @@ def test_what_fails_inside_leaves_the_turns_as_they_were() -> None:
     with pytest.raises(ZeroDivisionError), aside():
         _ = 1 / 0
     assert sys.getswitchinterval() == before_s
+
+
+def test_work_aside_pauses_for_longer_than_it_has_worked_and_other_work_never() -> None:
+    def worked_and_paused_s() -> tuple[float, float]:
+        began_s, worked_s = time.monotonic(), time.thread_time()
+        while time.thread_time() - worked_s < 0.01:
+            pass
+        between_s = time.monotonic()
+        breathe()
+        return between_s - began_s, time.monotonic() - between_s
+
+    with aside():
+        assert worked_and_paused_s()[1] >= 0.02
+        breathe()  # right after a pause there is nothing to pause for
+    asleep: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", asleep.append)
+        worked_and_paused_s()
+    assert asleep == []
+
+
+def test_a_full_round_of_the_garbage_collector_looks_at_no_import() -> None:
+    program = """
+import gc
+from schemas.client.aside import spare_imports
+from schemas.client.load import import_libraries
+
+import_libraries()
+spared = gc.get_freeze_count()
+assert spared > 50_000, spared
+looked_at = sum(len(gc.get_objects(generation=each)) for each in range(3))
+assert looked_at < spared / 10, looked_at
+kept = [[] for _ in range(1000)]
+spare_imports()
+assert gc.get_freeze_count() == spared, "once is enough"
+gc.unfreeze()
+gc.disable()
+spare_imports()
+assert gc.get_freeze_count() == 0, "a service without the collector is left as it is"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

@@ -1,22 +1,30 @@
 """Work beside the answering of questions, in a thread of this process, that holds no answer up.
 
-A thread that runs Python keeps the interpreter for 5 ms before it lets another one have it, and an answer
-needs it back after each call into torch: while a model is built, every answer would take some times 5 ms
-longer. So for that while threads take turns ten times as often; what that costs is paid by the building.
+Three things would. A thread that runs Python keeps the interpreter for 5 ms before it lets another one have
+it, and an answer needs it back after each call into torch: so while a model is built, threads take turns ten
+times as often. Turns alone would still be shared half and half: so the building pauses for some times as long
+as it has worked, and most of an answer's turns meet nobody. And a full round of the garbage collector holds
+the interpreter for as long as it takes to look at every object there is, over 100 ms with torch imported: so
+what is imported is taken out of its rounds.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TURN_S = 0.0005
+_WORK_S = 0.0003
+_PAUSES = 4.0
 
 _lock = threading.Lock()
 _inside = 0
 _before_s = 0.0
+_here = threading.local()
 
 
 @contextmanager
@@ -28,10 +36,36 @@ def aside() -> Iterator[None]:
             _before_s = sys.getswitchinterval()
             sys.setswitchinterval(min(_before_s, _TURN_S))
         _inside += 1
+    _here.worked_until_s = time.thread_time()
     try:
         yield
     finally:
+        vars(_here).pop("worked_until_s", None)
         with _lock:
             _inside -= 1
             if _inside == 0:
                 sys.setswitchinterval(_before_s)
+
+
+def breathe() -> None:
+    """Between two steps of work aside: pause for some times as long as this thread has worked since the last.
+
+    Elsewhere it does nothing.
+    """
+    since_s = getattr(_here, "worked_until_s", None)
+    if since_s is None or (worked_s := time.thread_time() - since_s) < _WORK_S:
+        return
+    time.sleep(_PAUSES * worked_s)
+    _here.worked_until_s = time.thread_time()
+
+
+def spare_imports() -> None:
+    """Take all objects that are there out of the garbage collector's rounds, after a last one.
+
+    They are modules, classes and functions, which stay for as long as the process. What is made later is
+    looked at as ever. A service that has done this itself, or runs without the collector, is left as it is;
+    `gc.unfreeze()` takes it back.
+    """
+    if gc.isenabled() and gc.get_freeze_count() == 0:
+        gc.collect()
+        gc.freeze()

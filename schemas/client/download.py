@@ -22,6 +22,8 @@ from .turns import Turns
 
 _PAUSES_S = (0.05, 0.2, 0.8, 2.0)
 _KEPT = 3
+_WRITE_BYTES = 131_072
+_PAUSE_S = 0.002
 _OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
 
 
@@ -120,13 +122,24 @@ class Downloader:
             async with self._http.stream("GET", bare, headers=headers, auth=auth) as answer:
                 have = self._begins_at(answer, artifact, have)
                 with await asyncio.to_thread(self._open_partial, artifact, have) as out:
-                    async for chunk in answer.aiter_raw():
-                        have += len(chunk)
-                        if have > artifact.size_bytes:
-                            # Longer than promised: no need to see the rest.
-                            await asyncio.to_thread(out.truncate, 0)
-                            raise _wrong_size(address, "more", artifact)
-                        await asyncio.to_thread(out.write, chunk)
+                    unwritten: list[bytes] = []
+                    try:
+                        async for chunk in answer.aiter_raw():
+                            have += len(chunk)
+                            if have > artifact.size_bytes:
+                                # Longer than promised: no need to see the rest.
+                                unwritten.clear()
+                                await asyncio.to_thread(out.truncate, 0)
+                                raise _wrong_size(address, "more", artifact)
+                            unwritten.append(chunk)
+                            if sum(map(len, unwritten)) >= _WRITE_BYTES:
+                                await asyncio.to_thread(out.writelines, unwritten)
+                                unwritten.clear()
+                                # The event loop is the answers' as well: a store beside us would fill it.
+                                await asyncio.sleep(_PAUSE_S)
+                    finally:
+                        # What came before a break is kept, and the next try goes on behind it.
+                        await asyncio.to_thread(out.writelines, unwritten)
         except httpx.HTTPError as error:
             raise StoreUnavailable(f"{shown(address)}: {error or type(error).__name__}") from error
         if have < artifact.size_bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..model import Manifest
-from .aside import aside
+from .aside import aside, breathe, spare_imports
 from .errors import ModelUnusable, UnfitColumns
 
 # Architectures are this library's own; a model event can only name one. Imported when first needed, so that
@@ -63,12 +63,13 @@ class LoadedModel:
 def import_libraries() -> None:
     """Import what networks are made with, which takes seconds: best before the first model is there.
 
-    What is not installed is said when a model needs it.
+    What is not installed is said when a model needs it. The garbage collector looks at none of it again.
     """
     for module, _ in _ARCHITECTURES.values():
         with contextlib.suppress(ImportError):
             importlib.import_module("safetensors.torch")
             importlib.import_module(module)
+    spare_imports()
 
 
 def check_kind(manifest: Manifest) -> None:
@@ -98,6 +99,7 @@ def load(manifest: Manifest, content: bytes) -> LoadedModel:
     try:
         with aside():
             model = LoadedModel(manifest, _network(manifest, content))
+            breathe()
             answer = [float(each) for each in model.predict({k: [v] for k, v in manifest.example.items()})]
     except ImportError as error:
         raise ModelUnusable(
@@ -121,15 +123,21 @@ def _network(manifest: Manifest, content: bytes) -> Any:
     from safetensors.torch import load as read_weights
 
     weights = read_weights(content)
-    if broken := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
+    if broken := [name for name, tensor in weights.items() if not _is_finite(tensor)]:
         raise ValueError(f"weights are not finite: {', '.join(broken)}")
     module, name = _ARCHITECTURES[manifest.architecture]
     architecture = getattr(importlib.import_module(module), name)
     with _at_most(sum(tensor.numel() for tensor in weights.values())):
         network = architecture.from_config(manifest.config)
+    breathe()
     network.load_state_dict(weights)
     network.requires_grad_(False)
     return network.eval()
+
+
+def _is_finite(tensor: Any) -> bool:
+    breathe()
+    return bool(tensor.isfinite().all())
 
 
 def _at_most(allowed: int) -> contextlib.AbstractContextManager[Any]:
@@ -141,6 +149,7 @@ def _at_most(allowed: int) -> contextlib.AbstractContextManager[Any]:
         made = 0
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            breathe()
             if func is torch.empty:
                 self.made += math.prod(args if isinstance(args[0], int) else args[0])
                 if self.made > allowed:
