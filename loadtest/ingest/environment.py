@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -112,6 +113,19 @@ def java(project: str, main: str) -> Callable[[Task], Start]:
         classpath = os.pathsep.join([str(target / "classes"), str(target / "dependency" / "*")])
         return Start(
             command=["java", "-Xmx1g", "-cp", classpath, main], environment=task.environment(project)
+        )
+
+    return prepare
+
+
+def with_jars(program: str, requirements: str, project: str) -> Callable[[Task], Start]:
+    """A program in an environment of its own that takes jars by Maven besides, as `BENCH_JARS` names them."""
+
+    def prepare(task: Task) -> Start:
+        jars = sorted((classes_of(PEERS / project, task.cache_dir) / "target" / "dependency").glob("*.jar"))
+        start = apart(program, requirements)(task)
+        return replace(
+            start, environment={**start.environment, "BENCH_JARS": ";".join(jar.as_uri() for jar in jars)}
         )
 
     return prepare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadtest.ingest import tidemill
-from loadtest.ingest.environment import apart, java
+from loadtest.ingest.environment import apart, java, with_jars
 from loadtest.ingest.side import Side, own_python
 
 SIDES: tuple[Side, ...] = (
@@ -32,6 +32,13 @@ SIDES: tuple[Side, ...] = (
         prepare=java("kafka_streams", "Readings"),
         durable="counts in RocksDB and its changelog, at least once, every 30 s",
         event_time="watermark by partition, grace 1 s, counts amended until then",
+    ),
+    Side(
+        name="flink-sql",
+        title="Flink SQL, parallelism 1",
+        prepare=with_jars("flink_sql.py", "flink_sql.txt", "flink_sql_jars"),
+        durable="no: state in memory, no checkpoints",
+        event_time="watermark by partition, 1 s; closed windows final, later rows dropped",
     ),
     Side(
         name="bytewax",

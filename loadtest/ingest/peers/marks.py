@@ -25,9 +25,9 @@ class Marks:
         if self._read % 200 == 0 or self._read == self.total:
             self.at(self._read, self._kept)
 
-    def at(self, events, kept=None):
-        """So many events are done with; the first and the last are said always."""
-        now = time.time()
+    def at(self, events, kept=None, *, time_s=None):
+        """So many events are done with, now or at `time_s`; the first and the last are said always."""
+        now = time.time() if time_s is None else time_s
         if now >= self._next_s or events >= self.total:
             self._next_s = now + 0.1
             line = {"events": events, "time": now}
