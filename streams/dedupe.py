@@ -49,7 +49,7 @@ class Seen:
         asked = self._hashed(rows.select(self.key, "_time").with_row_index("_index"))
         seen = [part for part in (self._older(asked), self._seen) if part is not None and part.height]
         # Nearly every key is new: its hash comes once. Only for the others is looked for more closely.
-        again = _more_than_once([asked.get_column(_HASH), *(part.get_column(_HASH) for part in seen)])
+        again = more_than_once([asked.get_column(_HASH), *(part.get_column(_HASH) for part in seen)])
         suspect = asked.filter(pl.col(_HASH).is_in(again.implode()))
         mask = pl.repeat(False, asked.height, dtype=pl.Boolean, eager=True)
         if suspect.height == 0:
@@ -111,10 +111,17 @@ class Seen:
         return repeated
 
 
-def _more_than_once(hashes: list[pl.Series]) -> pl.Series:
-    """Those that come more than once; sorting whole numbers is several times faster than a table of them."""
-    ordered = np.sort(np.concatenate([part.to_numpy() for part in hashes]))
-    return pl.Series(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]), dtype=pl.UInt64)
+# A hash stands in one of about four times as many drawers as there are hashes, but for more than this.
+_MOST_DRAWERS = 22
+
+
+def more_than_once(hashes: list[pl.Series]) -> pl.Series:
+    """Those that come more than once: only what shares a drawer with another is sorted."""
+    every = np.concatenate([part.to_numpy() for part in hashes])
+    drawers = min(every.size.bit_length() + 1, _MOST_DRAWERS)
+    drawer = (every >> np.uint64(64 - drawers)).astype(np.intp)
+    shared = np.sort(every[np.bincount(drawer, minlength=1 << drawers)[drawer] > 1])
+    return pl.Series(np.unique(shared[1:][shared[1:] == shared[:-1]]), dtype=pl.UInt64)
 
 
 def _spans(times_ms: list[int], within_ms: int) -> list[tuple[int, int]]:

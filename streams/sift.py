@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
@@ -204,5 +205,6 @@ def _without_broken(
 
 
 def _but(rows: pl.DataFrame, positions: Sequence[int]) -> pl.DataFrame:
-    out = pl.Series(positions, dtype=pl.UInt32)
-    return rows.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(out.implode()))
+    keep = np.ones(rows.height, dtype=np.bool_)
+    keep[list(positions)] = False
+    return rows.filter(keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from schemas.errors import InvalidConfiguration
 from schemas.window import Window
 from streams.clean import Rule, between, dedupe, failing, one_of, require, rule
-from streams.dedupe import Seen
+from streams.dedupe import Seen, more_than_once
 from streams.ingest import Ingest
 from streams.pipeline import Pipeline, Source
 from streams.tag import Tag
@@ -287,3 +288,18 @@ def test_many_repeats_of_one_key_cost_no_more_than_many_keys() -> None:
     seen.remember(rows)
     assert seen.repeats(rows).all()
     assert time.perf_counter() - began < 5
+
+
+@given(
+    parts=st.lists(
+        # Hashes of one drawer and of many, near both ends.
+        st.lists(st.integers(0, 40) | st.integers(2**64 - 9, 2**64 - 1) | st.integers(0, 2**64 - 1)),
+        min_size=1,
+        max_size=3,
+    )
+)
+@settings(deadline=None)
+def test_hashes_that_come_more_than_once_are_all_found_and_no_others(parts: list[list[int]]) -> None:
+    times = Counter(each for part in parts for each in part)
+    found = more_than_once([pl.Series(part, dtype=pl.UInt64) for part in parts])
+    assert found.to_list() == sorted(each for each, count in times.items() if count > 1)
