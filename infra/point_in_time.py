@@ -70,6 +70,23 @@ def with_labels(
     return joined if provenance else joined.drop(LABEL_TIME)
 
 
+def contradicted(rows: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.Series:
+    """Whether two labels that came within `label.within_ms` of a row's event differ: (N,), in their order."""
+    came = pl.col(LABEL_TIME) - pl.col("_time")
+    said = labels.select(
+        pl.col(label.key), pl.col("_time").alias(LABEL_TIME), pl.col(label.column).alias("_said")
+    )
+    at = rows.select(label.key, "_time").with_row_index("_at")
+    differing = (
+        at.join(said.drop_nulls(), on=label.key, how="inner")
+        .filter(came <= label.within_ms)
+        .group_by("_at")
+        .agg(pl.col("_said").n_unique() > 1)
+        .filter("_said")
+    )
+    return at.get_column("_at").is_in(differing.get_column("_at").implode())
+
+
 def examples(
     dataset: Dataset,
     spec: FeatureSpec,

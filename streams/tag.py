@@ -73,7 +73,25 @@ def by_model(name: str, model: str, *, above: float = 0.5) -> ByModel:
     return ByModel(name, model, above)
 
 
-Tagging = Tag | Slice | Behind | ByModel
+@dataclass(frozen=True)
+class Contradicted:
+    """Events for whose key two labels came that differ carry `name`, where windows are counted and shown."""
+
+    name: str
+    place: Place = field(default_factory=here, compare=False)
+
+
+def contradicted(name: str = "contradicted") -> Contradicted:
+    """Tag events whose labels contradict each other: two came within the label's `within`, and they differ.
+
+    It is known only once labels have come: it is counted in a window's profile, of the labels that were there
+    when the window closed. No row and no feature row carries it, so no model sees it. The first label by
+    event time counts for trainings, as ever. `edge_cases("contradicted", rows=…)` asks for a training by it.
+    """
+    return Contradicted(name)
+
+
+Tagging = Tag | Slice | Behind | ByModel | Contradicted
 
 
 def tag_names(tagging: Sequence[Tagging]) -> list[str]:

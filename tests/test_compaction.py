@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -22,6 +23,7 @@ from deltalake import DeltaTable
 from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
+from infra.command import data as _data  # noqa: F401
 from infra.command import upkeep as _commands  # noqa: F401  (importing registers them)
 from infra.command.app import app
 from infra.dataset import Dataset, DatasetUnreadable
@@ -46,7 +48,7 @@ from streams.summary.profiling import beginning
 from tests.test_announce import PIPELINES, announcer, committed
 from tests.test_ledger import SCHEMA, A, B, commit, small_disk
 
-EVER = {"start_ms": -(10**9), "end_ms": 10**9}
+EVER: dict[str, Any] = {"start_ms": -(10**9), "end_ms": 10**9}
 
 
 def of_commits(uri: Path, count: int, *, rows_each: int = 3) -> Ledger:
@@ -427,11 +429,11 @@ async def publish(connection: Connection, said: list[tuple[str, Announcement]]) 
 
 
 async def test_models_and_open_jobs_say_which_versions_are_kept(
-    kafka: EmbeddedBroker, tmp_path: Path
+    kafka: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = Connection(bootstrap_servers=kafka.bootstrap_servers)
     await ensure(topics.TOPICS, connection)
-    uri = str(tmp_path / "p")
+    uri = str(tmp_path / "dataset" / "p")
     job = next(e for e in examples.announced() if isinstance(e, JobRequested))
     model = next(e for e in examples.announced() if isinstance(e, ModelPublished))
 
@@ -456,10 +458,22 @@ async def test_models_and_open_jobs_say_which_versions_are_kept(
             (topics.MODELS.name, published),
         ],
     )
-    found = await references(connection, str(tmp_path / "." / "p"))
+    found = await references(connection, str(tmp_path / "." / "dataset" / "p"))
     assert found.models == {"kept/3": {7}}
     assert found.jobs == {"kept-open": {11}}
     assert found.versions() == {7, 11}
+    # And so does the command, which asks the cluster that the settings name.
+    of_commits(Path(uri), 3)
+    (tmp_path / "p.py").write_text("from tests.test_announce import PIPELINE\n")
+    monkeypatch.setenv("TIDEMILL_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    monkeypatch.setenv("TIDEMILL_WORKER__PIPELINE", str(tmp_path / "p.py"))
+    done = await asyncio.to_thread(tidemill, tmp_path, monkeypatch, "data", "kept", "--json")
+    told = json.loads(done.stdout)
+    assert (told["pipeline"], told["newest"]) == ("p", 3)
+    assert told["kept"] == [
+        {"version": 7, "needed_by": ["model kept/3"]},
+        {"version": 11, "needed_by": ["job kept-open"]},
+    ]
 
 
 async def test_a_worker_that_leads_keeps_the_dataset_and_others_do_not(

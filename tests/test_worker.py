@@ -15,7 +15,10 @@ from infra.demo.flights import DAY_MS, FIRST_DAY_MS
 from infra.demo.flights import flights as flown
 from infra.point_in_time import compute
 from schemas import topics
-from schemas.envelope import Envelope
+from schemas.envelope import Envelope, unwrap_as
+from schemas.job import JobRequested
+from schemas.window import Window, WindowExcluded
+from streams.ledger.exclude import exclude
 from streams.load import load_pipeline
 from tests.worker_fixtures import (
     Cluster,
@@ -31,6 +34,7 @@ from tests.worker_fixtures import (
 
 DAYS = 4
 AFTER_MS = FIRST_DAY_MS + DAYS * DAY_MS
+EXCLUDED = Window(FIRST_DAY_MS + 2 * DAY_MS, FIRST_DAY_MS + 2 * DAY_MS + 3_600_000)
 
 
 @dataclass
@@ -55,13 +59,33 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         codes = [worker.end()]
         between = outcome.announced()
         worker.start()
-        cluster.push([*flights(DAYS, start=2), *heartbeats(AFTER_MS + DAY_MS)])
+        pushing = cluster.pushing([*flights(DAYS, start=2), *heartbeats(AFTER_MS + DAY_MS)], per_s=6_000)
+        declared = load_pipeline(str(worker.pipeline_file)).pipeline
+        exclude(declared, str(outcome.uri), EXCLUDED, reason="the feed was down", by="ann")
+        pushing.join(60)
         wait_until(lambda: worker.assert_runs() and outcome.holds_all(), "all days in the dataset")
         wait_until(lambda: worker.assert_runs() and outcome.closed_all(), "all windows closed")
         group = "tidemill-steady"
         wait_until(lambda: cluster.committed_offsets(group) == cluster.ends(), "Kafka's offsets to follow")
         codes.append(worker.end())
         yield Run(worker, outcome, codes, between)
+
+
+def test_a_span_excluded_beside_it_is_announced_once_and_obeyed_by_what_it_asks_for_from_then_on(
+    run: Run,
+) -> None:
+    told = [e for _, e in run.outcome.announced() if e.type.endswith("excluded.v1")]
+    said = [unwrap_as(e, WindowExcluded) for e in told]
+    assert [(each.window, each.reason, each.decided_by) for each in said] == [
+        (EXCLUDED, "the feed was down", "ann")
+    ]
+    jobs = [unwrap_as(e, JobRequested) for t, e in run.outcome.announced() if t == topics.JOBS.name]
+    after = [j for j in jobs if j.experiment.training.version >= said[0].dataset_version]
+    assert after
+    spans = [s for j in after for s in (j.experiment.training, j.experiment.evaluation) if s is not None]
+    reach = [s for s in spans if s.start_ms < EXCLUDED.end_ms and s.end_ms > EXCLUDED.start_ms]
+    assert all(s.excluded == (EXCLUDED,) for s in reach)
+    assert reach
 
 
 def test_sigterm_ends_it_cleanly(run: Run) -> None:
@@ -130,6 +154,8 @@ def test_a_windows_labels_are_counted_as_they_had_come(run: Run) -> None:
         if topic != topics.WINDOWS.name:
             continue
         said = json.loads(envelope.data)
+        if "labelled" not in said:  # a span was excluded
+            continue
         start_ms, end_ms = said["window"]["start_ms"], said["window"]["end_ms"]
         in_window = mine.filter(pl.col("_time").is_between(start_ms, end_ms, closed="left"))
         # Labels after the window's close may have come in the same commit; none can be missing from before.

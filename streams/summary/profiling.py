@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import polars as pl
 
 from infra.lookback import lookback_tags
-from infra.point_in_time import compute, with_labels
+from infra.point_in_time import compute, contradicted, with_labels
 from infra.row_order import in_order
 from schemas.features import FeatureSpec
 from schemas.profile import Profile
 from schemas.window import Window
 from streams.pipeline import Pipeline
 from streams.summary.profile import profile_of
-from streams.tag import Slice
+from streams.tag import Contradicted, Slice
 from streams.trigger import History, watched_by
 
 _BEHIND = "_behind"
@@ -25,7 +25,8 @@ _BEHIND = "_behind"
 class Profiling:
     """What is profiled of the main source: own columns, computed features, slices, and the label.
 
-    `wanted`: whether anybody reads profiles; where nobody does, none is made.
+    `wanted`: whether anybody reads profiles; where nobody does, none is made. `contradicted`: names under
+    which events are counted whose labels differ.
     """
 
     wanted: bool
@@ -33,6 +34,7 @@ class Profiling:
     computed: tuple[str, ...]
     slices: tuple[str, ...]
     spec: FeatureSpec
+    contradicted: tuple[str, ...] = ()
 
     @property
     def columns(self) -> set[str]:
@@ -64,7 +66,11 @@ class Profiling:
         first_ms, end_ms = min(w.start_ms for w in windows), max(w.end_ms for w in windows)
         known, rows = rows, rows.filter(pl.col("_time") >= first_ms, pl.col("_time") < end_ms)
         label = self.spec.label
+        differ = None
         if label is not None and label.source in sources:
+            if self.contradicted:
+                rows = in_order(rows)
+                differ = contradicted(rows, sources[label.source], label)
             # The label's column may have the name of one of these, which is null here.
             rows = with_labels(rows.drop(label.column, strict=False), sources[label.source], label)
         rows = in_order(rows)
@@ -73,6 +79,13 @@ class Profiling:
             rows = pl.concat([rows.drop(self.computed, strict=False), features], how="horizontal")
         behind = lookback_tags(rows, known, self.spec.tags).alias(_BEHIND)
         rows = rows.with_columns(behind)
+        if differ is not None:
+            own = (
+                pl.when(differ)
+                .then(pl.lit(list(self.contradicted)))
+                .otherwise(pl.lit([], pl.List(pl.String)))
+            )
+            rows = rows.with_columns(pl.concat_list(_BEHIND, own))
         times = rows.get_column("_time").to_numpy()
         starts = times.searchsorted([w.start_ms for w in windows])
         ends = times.searchsorted([w.end_ms for w in windows])
@@ -107,6 +120,7 @@ def profiling(pipeline: Pipeline, columns: Sequence[str]) -> Profiling:
         computed=tuple(c for c in computed if watched.features or c in watched.columns),
         slices=tuple(c for c in columns if c in named),
         spec=spec,
+        contradicted=tuple(t.name for t in pipeline.tag if isinstance(t, Contradicted)),
     )
 
 
