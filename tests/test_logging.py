@@ -6,6 +6,10 @@ import asyncio
 import io
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -75,3 +79,15 @@ def test_the_level_holds_and_chatty_libraries_are_quiet_and_a_second_call_replac
     assert first.getvalue() == ""
     assert "shown" in second.getvalue()
     assert "hidden" not in second.getvalue()
+
+
+def test_what_a_command_logs_on_its_way_is_no_part_of_its_answer(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.command", "keys", "make"],
+        env={**os.environ, "TIDEMILL_PATHS__HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.fullmatch(r"[0-9a-f]{16}  \S+\n", done.stdout)
+    assert "made a key that signs models" in done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 
+import structlog
+
 from infra.command import (
     backup,  # noqa: F401
     bench,  # noqa: F401  (importing registers the commands)
@@ -39,6 +41,8 @@ def main() -> None:
     """Run a command; a known error is one clear message and a non-zero exit, never a traceback."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _stop)
+    # Until a part sets up a log of its own: what is said on the way is no answer.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         app()
     except TidemillError as error:
