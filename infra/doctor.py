@@ -147,6 +147,8 @@ def ports(settings: Settings) -> Iterator[Check]:
         "worker.web_port": settings.worker.web_port,
         "worker.metrics_port": settings.worker.metrics_port,
         "trainer.metrics_port": settings.trainer.metrics_port,
+        "page.metrics_port": settings.page.metrics_port,
+        "door.metrics_port": settings.door.metrics_port,
     }
     if not settings.kafka.bootstrap_servers:
         fixed = {"broker.port": settings.broker.port, **fixed}

@@ -296,10 +296,12 @@ class Page(_Section):
     """Unset: one is made and kept in the file `page.token` of the home folder."""
     most_viewers: PositiveInt = 64
     """Browsers that are served live at once."""
+    metrics_port: Port | None = None
+    """Where `/metrics`, `/live` and `/ready` are served, on `metrics.host`; 0: a free one, unset: nowhere."""
 
 
 class Metrics(_Section):
-    """Metrics and probes of worker and trainer, each on a port of its own (`worker.metrics_port`, …)."""
+    """Metrics and probes of each part, on a port of its own (`worker.metrics_port`, …)."""
 
     host: str = "127.0.0.1"
     """The address to serve on; nothing secret is served, but nobody is asked who he is either."""
@@ -334,6 +336,11 @@ class Door(_Section):
     """What 429 and 503 tell a producer to wait."""
     keep_attributes: bool = True
     """CloudEvents attributes travel on as record headers; false: values alone, as by `tidemill push`."""
+    processes: PositiveInt = 1
+    """So many share the port, about one for each core that producers may use. Bounds are each one's own."""
+    metrics_port: Port | None = None
+    """Where `/metrics`, `/live` and `/ready` are served, on `metrics.host`; 0: a free one, unset: nowhere.
+    Of several processes each takes the next port."""
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Door:

@@ -168,6 +168,9 @@ def road(folder: Path, name: str, **settings: str) -> Iterator[Road]:
         "TIDEMILL_LOG__FORM": "json",
         "TIDEMILL_WORKER__METRICS_PORT": "0",
         "TIDEMILL_TRAINER__METRICS_PORT": "0",
+        "TIDEMILL_DOOR__METRICS_PORT": "0",
+        "TIDEMILL_DOOR__PORT": "0",
+        "TIDEMILL_PAGE__METRICS_PORT": "0",
         "TIDEMILL_METRICS__CONTACT_MS": "8000",
         # The session's time is how long a rebalance may take.
         "TIDEMILL_WORKER__SESSION_TIMEOUT_MS": "6000",

@@ -26,11 +26,13 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from infra.door.cloud_events import BATCH, STRUCTURED, Reader
 from infra.door.intake import Full
 from infra.door.rest_proxy import Asked, Cut, record_of
 from infra.door.run import Open, open_door
+from infra.door.several import run_several
 from infra.door.stream import Record, Refusal, Stream
 from infra.door.tokens import tokens_of
 from infra.kafka import EmbeddedBroker
@@ -229,6 +231,15 @@ def test_records_are_the_same_however_the_body_is_cut(
 
 def kind_of(one: Asked | Refusal) -> Any:
     return one.status if isinstance(one, Refusal) else msgspec.json.encode(one)
+
+
+@pytest.mark.parametrize("number", ["-1", "1.5", "1e-7", "-0.25E+2"])
+def test_a_number_may_arrive_in_two_pieces(number: str) -> None:
+    body = b'{"value":{"data":%b}} ' % number.encode()
+    for at in range(1, len(body)):
+        cut = Cut(most_bytes=100)
+        found = [*cut.feed(body[:at], ended=False), *cut.feed(body[at:], ended=True)]
+        assert [type(one) for one in found] == [Asked], body[:at]
 
 
 def test_records_without_anything_between_them_are_told_apart() -> None:
@@ -562,24 +573,34 @@ async def test_room_in_flight_is_bounded_in_bytes_and_records(
         assert (intake.records, intake.size_bytes) == (0, 0)
 
 
+DOOR = [sys.executable, "-m", "infra.command", "door"]
+
+
+def environment_of(kafka: EmbeddedBroker, home: Path, *, port: int = 0, processes: int = 1) -> dict[str, str]:
+    return {
+        **os.environ,
+        "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": str(kafka.bootstrap_servers),
+        "TIDEMILL_PATHS__HOME": str(home),
+        "TIDEMILL_DOOR__PORT": str(port),
+        "TIDEMILL_DOOR__PROCESSES": str(processes),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_answers_what_was_let_in_and_loses_nothing_that_was_acknowledged(
-    kafka: EmbeddedBroker, topic, tmp_path: Path
+    kafka: EmbeddedBroker, topic, tmp_path: Path, processes: int
 ) -> None:
     """The command itself, with producers that send all the while."""
     servers, stream = str(kafka.bootstrap_servers), topics.WEATHER_HOURLY
-    environment = {
-        **os.environ,
-        "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": servers,
-        "TIDEMILL_PATHS__HOME": str(tmp_path),
-        "TIDEMILL_DOOR__PORT": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = environment_of(kafka, tmp_path, processes=processes)
     mark = topic("C")
     with (tmp_path / "out").open("w") as out:
-        command = [sys.executable, "-m", "infra.command", "door"]
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen(DOOR, env=environment, stdout=out, stderr=out)
         opened = wait_until(lambda: said_in(tmp_path / "out", "the door is open at "), "the door is open")
         url = opened.split("/STREAM")[0] + f"/{stream.name}"
+        if processes > 1:
+            lose_one_of(process, tmp_path / "out", url, kafka)
         sender = Producers(url, mark)
         sender.start()
         wait_until(lambda: len(sender.acknowledged) > 50 or not sender.is_alive(), "events go in")
@@ -592,6 +613,22 @@ def test_ctrl_c_answers_what_was_let_in_and_loses_nothing_that_was_acknowledged(
     ids = {value for _, value in held.values()}
     assert len(sender.acknowledged) > 50
     assert [one for one in sender.acknowledged if one not in ids] == []
+
+
+def lose_one_of(process: subprocess.Popen[bytes], out: Path, url: str, kafka: EmbeddedBroker) -> None:
+    """kill -9 of one of two: it comes back, and meanwhile the port is nobody else's."""
+    doors = psutil.Process(process.pid).children()
+    assert len(doors) == 2
+    port = int(url.split("/")[2].rsplit(":", 1)[1])
+    another = Settings(
+        kafka=Kafka(bootstrap_servers=str(kafka.bootstrap_servers)), door=Door(port=port, processes=2)
+    )
+    with pytest.raises(InvalidConfiguration, match=f"cannot listen on 127.0.0.1:{port}"):
+        run_several(another, ["door", "--beside"], Console(quiet=True))
+    os.kill(doors[0].pid, signal.SIGKILL)
+    wait_until(lambda: said_in(out, "door 1 was killed and is started"), "its loss is seen")
+    log = out.parent / "logs" / "door-1.log"
+    wait_until(lambda: log.read_text().count("the door is open at ") == 2, "it is open again")
 
 
 def said_in(file: Path, what: str) -> str:

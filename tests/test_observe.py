@@ -41,7 +41,7 @@ def test_names_are_declared_once_and_the_order_is_the_lists() -> None:
     assert declared <= set(names)
 
 
-@pytest.mark.parametrize("part", ["worker", "trainer"])
+@pytest.mark.parametrize("part", ["worker", "trainer", "door", "page"])
 def test_every_declared_metric_is_exposed_and_nothing_else(part: str) -> None:
     instruments = Instruments(part)
     for metric in of_part(part):

@@ -25,7 +25,7 @@ from infra.observe.metrics import of_part, series_of
 from schemas import topics
 from schemas.client import ModelFollower
 from schemas.envelope import Envelope, open_record
-from tests.running_fixtures import Road, road, sums
+from tests.running_fixtures import Road, Samples, road, sums
 from tests.worker_fixtures import wait_until
 
 DAY_MS = 86_400_000
@@ -40,6 +40,8 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     with road(tmp_path_factory.mktemp("running"), "kiosk", TIDEMILL_LOG__LEVEL="debug") as opened:
         opened.tidemill("topics", "--create", "--pipeline", "pipeline.py")
         trainer, worker = opened.start("trainer"), opened.start("worker")
+        opened.start("door")
+        opened.start("page")
         opened.push()
         odd = opened.project / "odd.ndjson"
         odd.write_text(
@@ -59,7 +61,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
         yield opened
 
 
-@pytest.mark.parametrize("part", ["worker", "trainer"])
+@pytest.mark.parametrize("part", ["worker", "trainer", "door", "page"])
 def test_a_process_serves_every_metric_that_is_declared_for_it_and_no_other(played: Road, part: str) -> None:
     families = played.parts[part].families()
     declared = {metric.name: metric for metric in of_part(part)}
@@ -75,14 +77,13 @@ def test_a_process_serves_every_metric_that_is_declared_for_it_and_no_other(play
 
 
 def test_the_counters_are_what_was_pushed(played: Road) -> None:
-    worker = wait_until(
-        lambda: (
-            (s := played.parts["worker"].samples())
-            and sums(s, "tidemill_herald_announced_version") == sums(s, "tidemill_worker_dataset_version")
-            and s
-        ),
-        "all is announced",
-    )
+    def announced() -> Samples | None:
+        s = played.parts["worker"].samples()
+        said, committed = "tidemill_herald_announced_version", "tidemill_worker_dataset_version"
+        return s if sums(s, said) == sums(s, committed) else None
+
+    worker = wait_until(announced, "all is announced")
+    assert worker is not None
     visits = {"topic": "kiosk.visits"}
     assert sums(worker, "tidemill_worker_events_total", **visits) == 2162
     assert sums(worker, "tidemill_worker_rejected_total", **visits) == 1
@@ -154,20 +155,23 @@ async def test_a_trace_leads_from_the_commit_over_the_events_to_the_adoption(
         await asyncio.to_thread(wait_until, exported.get_finished_spans, "the adoption is recorded")
     adopted = exported.get_finished_spans()[0]
     assert adopted.name == "adopt"
-    assert adopted.parent is not None
-    trace_id = f"{adopted.parent.trace_id:032x}"
+    parent = adopted.parent
+    assert parent is not None
+    trace_id = f"{parent.trace_id:032x}"
 
     def spans() -> dict[str, dict[str, Any]]:
         """Of this trace, by id."""
         lines = [
-            json.loads(line) for part in played.parts for line in played.traces(part).read_text().splitlines()
+            json.loads(line)
+            for part in ("worker", "trainer")
+            for line in played.traces(part).read_text().splitlines()
         ]
         mine = [line for line in lines if line["context"]["trace_id"] == f"0x{trace_id}"]
         return {line["context"]["span_id"]: line for line in mine}
 
     def road_back() -> list[str]:
         """Names of the spans from where the model was adopted to the beginning."""
-        known, at, names = spans(), f"0x{adopted.parent.span_id:016x}", list[str]()
+        known, at, names = spans(), f"0x{parent.span_id:016x}", list[str]()
         while at in known:
             names.append(known[at]["name"])
             at = known[at]["parent_id"]

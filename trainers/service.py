@@ -17,7 +17,7 @@ from infra.kafka.reach import ClusterUnreachable
 from infra.kafka.topics import ensure
 from infra.logging import logger
 from infra.observe.instruments import Instruments
-from infra.observe.server import ObserveServer, Readiness
+from infra.observe.server import Readiness, serve_metrics
 from infra.observe.traces import begin
 from infra.settings import Settings
 from schemas.errors import InvalidConfiguration
@@ -61,22 +61,15 @@ class _Observed:
 @contextlib.asynccontextmanager
 async def _observed(settings: Settings) -> AsyncIterator[_Observed]:
     """Metrics and probes, where a port is set for them."""
-    observed = _Observed(Instruments("trainer"))
-    if (port := settings.trainer.metrics_port) is None:
-        yield observed
-        return
-    server = ObserveServer(
-        observed.instruments,
-        observed.readiness,
+    begun = _Observed(Instruments("trainer"))
+    async with serve_metrics(
+        begun.instruments,
+        begun.readiness,
         options=settings.metrics,
-        port=port,
+        port=settings.trainer.metrics_port,
         setting="trainer.metrics_port",
-    )
-    await server.start()
-    try:
-        yield observed
-    finally:
-        await server.stop()
+    ):
+        yield begun
 
 
 async def _run(settings: Settings, connection: Connection, observed: _Observed) -> None:

@@ -37,6 +37,11 @@ def root(
     _config = config
 
 
+def with_config() -> tuple[str, ...]:
+    """Options that give another `tidemill` the settings file that this one was given."""
+    return () if _config is None else ("--config", str(_config.absolute()))
+
+
 def settings() -> Settings:
     """The settings as this command line, the environment and the file have them."""
     return configuration.load(_config)

@@ -118,6 +118,7 @@ def door(
     connections: Annotated[int, typer.Option(min=1, help="Single events under way at once.")] = 128,
     batches: Annotated[int, typer.Option(min=1, help="Requests of many events under way at once.")] = 8,
     events: Annotated[int, typer.Option(min=1, help="Events of such a request.")] = 500,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of the door.")] = 2,
     kills: Annotated[int, typer.Option(min=0, help="kill -9 of door and broker in turns.")] = 6,
     to: To = None,
     as_json: Json = False,
@@ -132,6 +133,7 @@ def door(
         connections=connections,
         batches_at_once=batches,
         events=events,
+        processes=processes,
         kills=kills,
     )
     configured = settings()

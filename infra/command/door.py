@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infra.command.app import app, console, settings
+from infra.command.app import app, console, settings, with_config
 
 
 @app.command()
@@ -15,6 +15,9 @@ def door(
     pipeline: Annotated[
         str | None, typer.Option(help="Module or file of a pipeline that declares streams of its own.")
     ] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", hidden=True, help="Share the port with others: one of several.")
+    ] = False,
 ) -> None:
     """Take events over HTTP (CloudEvents, REST Proxy v3) until Ctrl-C; acknowledged once Kafka has them."""
     from infra.door.run import run_door
@@ -28,5 +31,11 @@ def door(
         load_pipeline(pipeline)
     configured = settings()
     configure(configured.log, part="door")
+    if configured.door.processes > 1:
+        from infra.door.several import run_several
+
+        of_pipeline = () if pipeline is None else ("--pipeline", pipeline)
+        run_several(configured, [*with_config(), "door", "--beside", *of_pipeline], console)
+        return
     connection = find_cluster(configured) or connect_to(configured.kafka)
-    asyncio.run(run_door(configured, connection, console))
+    asyncio.run(run_door(configured, connection, console, shares_port=beside))

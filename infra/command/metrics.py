@@ -14,12 +14,14 @@ from infra.command.app import answers, app
 
 @app.command()
 def metrics(
-    part: Annotated[str | None, typer.Option(help="Only what this part serves: worker or trainer.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Only of this part: worker, trainer, door or page.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
 ) -> None:
-    """List every metric that worker and trainer serve: name, kind, unit, labels, meaning."""
+    """List every metric that processes serve: name, kind, unit, labels, meaning."""
     from infra.observe.metrics import METRICS, of_part
 
     chosen = METRICS if part is None else of_part(part)

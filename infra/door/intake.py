@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from aiokafka.errors import KafkaError
@@ -43,6 +43,7 @@ class Intake:
         most_records: in flight, of all requests.
         most_bytes: of bodies in flight.
         answer_within_s: after that a record that is still on its way is answered as not confirmed.
+        confirmed: told of each volley how many seconds the cluster took to answer.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Intake:
         most_records: int,
         most_bytes: int,
         answer_within_s: float,
+        confirmed: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.telegraph = telegraph
         self.most_records, self.most_bytes = most_records, most_bytes
-        self._answer_within_s = answer_within_s
+        self._answer_within_s, self._confirmed = answer_within_s, confirmed
         self._topics = tuple(topics)
         self._lanes: dict[str, list[Lane]] = {}
         self._open: dict[Parcel, None] = {}
@@ -196,6 +198,7 @@ class Intake:
         while True:
             await asyncio.sleep(_REFRESH_S)
             try:
+                await self.telegraph.ask()
                 await self._look()
             except KafkaError as error:
                 log.warning("partitions are not known anew", error=str(error) or type(error).__name__)
@@ -204,4 +207,4 @@ class Intake:
         for topic in self._topics:
             lanes = self._lanes.setdefault(topic, [])
             for number in range(len(lanes), await self.telegraph.partitions(topic)):
-                lanes.append(Lane(self.telegraph, topic, number))
+                lanes.append(Lane(self.telegraph, topic, number, confirmed=self._confirmed))

@@ -7,6 +7,7 @@ alone when it is quiet.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -67,9 +68,12 @@ class Parcel:
 
 
 class Lane:
-    """One partition of one topic."""
+    """One partition of one topic; `confirmed` is told how many seconds each answer of the cluster took."""
 
-    def __init__(self, telegraph: Telegraph, topic: str, partition: int) -> None:
+    def __init__(
+        self, telegraph: Telegraph, topic: str, partition: int, *, confirmed: Callable[[float], None]
+    ) -> None:
+        self._confirmed = confirmed
         self._telegraph, self._topic, self._partition = telegraph, topic, partition
         self._waiting: deque[tuple[Parcel, int]] = deque()
         self._sending: asyncio.Task[None] | None = None
@@ -94,17 +98,19 @@ class Lane:
     async def _volley(self, some: list[tuple[Parcel, int]]) -> None:
         records: list[Record] = [parcel.records[index] for parcel, index in some]  # type: ignore[misc]
         producer = await self._telegraph.producer()
-        done = 0
+        done, began_s = 0, time.monotonic()
         try:
             sent = await send_headed_batches(
                 producer, self._topic, self._partition, (record[:3] for record in records)
             )
             for future, count in sent:
                 await asyncio.wait([future])
+                self._confirmed(time.monotonic() - began_s)
                 if (error := future.exception()) is not None:
                     self._telegraph.failed(producer, error)
                     self._refuse(some[done : done + count], error)
                 else:
+                    self._telegraph.heard()
                     _, partition, _, offset, stamped_ms, *_ = future.result()
                     step = 1 if offset >= 0 else 0  # an unknown offset stays one
                     for at, (parcel, index) in enumerate(some[done : done + count]):

@@ -22,6 +22,7 @@ from schemas.topics import CONTENT_TYPE_HEADER
 
 _ENDS_AT = re.compile(r"trailing characters \(byte (\d+)\)")
 """msgspec counts from one here: the value and the blanks behind it have one byte less."""
+_BYTE = re.compile(r"\(byte (\d+)\)")
 _CUT_SHORT = "Input data was truncated"
 
 
@@ -88,7 +89,7 @@ class Cut:
             try:
                 asked, used = _first_of(rest)
             except msgspec.DecodeError as error:
-                if str(error) == _CUT_SHORT and not ended and len(rest) <= self._most:
+                if not ended and len(rest) <= self._most and _may_go_on(str(error), len(rest)):
                     break
                 yield Refusal(BAD_REQUEST, f"the record is no JSON: {error}")
                 self._skipping = True
@@ -102,6 +103,12 @@ class Cut:
         at = bytes(text).find(b"\n")
         self._skipping = at < 0
         return text[len(text) if at < 0 else at + 1 :]
+
+
+def _may_go_on(problem: str, size_bytes: int) -> bool:
+    """Whether a text that is no JSON so far may become some: it ends too early, or within a number."""
+    at = _BYTE.search(problem)
+    return problem == _CUT_SHORT or (at is not None and int(at[1]) >= size_bytes)
 
 
 def _blank(text: memoryview) -> int:

@@ -20,6 +20,9 @@ from infra.kafka.connection import Connection
 from infra.kafka.reach import ask, await_cluster
 from infra.kafka.topics import ensure
 from infra.logging import logger
+from infra.observe import metrics
+from infra.observe.instruments import Instruments
+from infra.observe.server import Readiness, serve_metrics
 from infra.settings import Settings
 from infra.stopping import asked_to_stop
 from schemas.errors import InvalidConfiguration, Retryable
@@ -32,6 +35,9 @@ _YOUNG_OBJECTS = 50_000
 """So many more than there were begin a collection: an event in flight has some ten."""
 _LATEST_S = 5.0
 """On top of `door.answer_within_s`: by then every request has its answer."""
+CLOSES_WITHIN_S = 15.0
+"""On top of the same: by then a door that was asked to close has."""
+OPEN = "the door is open at"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +50,13 @@ class Open:
 
 
 @contextlib.asynccontextmanager
-async def open_door(settings: Settings, connection: Connection) -> AsyncIterator[Open]:
+async def open_door(
+    settings: Settings, connection: Connection, *, shares_port: bool = False
+) -> AsyncIterator[Open]:
     """A door for the time of the block. Then nothing new is let in, and what is inside gets its answer.
+
+    Args:
+        shares_port: other doors listen on the same port.
 
     Raises:
         InvalidConfiguration: the port is taken, tokens are missing, or a topic is not as declared.
@@ -59,12 +70,14 @@ async def open_door(settings: Settings, connection: Connection) -> AsyncIterator
     cluster_id = (await ask(connection, host, int(port), timeout_s=5.0)).cluster_id
     smallest = min(stream.most_bytes for stream in streams.values())
     telegraph = Telegraph(connection, batch_bytes=min(_BATCH_BYTES, smallest + FRAMING_BYTES))
+    instruments = Instruments("door")
     intake = Intake(
         telegraph,
         tuple(streams),
         most_records=door.in_flight_records,
         most_bytes=door.in_flight_bytes,
         answer_within_s=door.answer_within_s,
+        confirmed=lambda seconds: instruments.took(metrics.DOOR_CONFIRM_SECONDS, seconds),
     )
     try:
         await telegraph.start()
@@ -80,7 +93,7 @@ async def open_door(settings: Settings, connection: Connection) -> AsyncIterator
     try:
         await runner.setup()
         try:
-            await web.TCPSite(runner, door.host, door.port).start()
+            await web.TCPSite(runner, door.host, door.port, reuse_port=shares_port or None).start()
         except OSError as error:
             raise InvalidConfiguration(
                 f"the door cannot listen on {door.host}:{door.port}: {error}; set door.host and door.port "
@@ -88,7 +101,15 @@ async def open_door(settings: Settings, connection: Connection) -> AsyncIterator
             ) from error
         at, number = runner.addresses[0][:2]
         url = f"http://{f'[{at}]' if ':' in at else at}:{number}"
-        yield Open(url=url, intake=intake, streams=tuple(streams))
+        _read_by(handler, intake, instruments)
+        async with serve_metrics(
+            instruments,
+            lambda: _readiness(intake, settings.metrics.contact_ms / 1000),
+            options=settings.metrics,
+            port=door.metrics_port,
+            setting="door.metrics_port",
+        ):
+            yield Open(url=url, intake=intake, streams=tuple(streams))
     finally:
         # In this order: nobody comes in, who is inside is answered, what was taken is flushed.
         for site in list(runner.sites):
@@ -105,11 +126,32 @@ def _collect_seldom() -> None:
     gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
-async def run_door(settings: Settings, connection: Connection, console: Console) -> None:
+def _read_by(handler: Handler, intake: Intake, instruments: Instruments) -> None:
+    telegraph = intake.telegraph
+    instruments.read(metrics.CONTACT_AGE, lambda: {(): telegraph.contact_age_s()})
+    instruments.read(metrics.DOOR_REQUESTS, lambda: handler.answered)
+    instruments.read(metrics.DOOR_EVENTS, lambda: handler.events)
+    instruments.read(metrics.DOOR_RECORDS, lambda: {(): intake.records})
+    instruments.read(metrics.DOOR_BYTES, lambda: {(): intake.size_bytes})
+    instruments.read(metrics.DOOR_PRODUCERS, lambda: {(): telegraph.replaced})
+
+
+def _readiness(intake: Intake, contact_s: float) -> Readiness:
+    telegraph = intake.telegraph
+    if not telegraph.connected():
+        return Readiness(False, "no producer is connected to the cluster")
+    if (age_s := telegraph.contact_age_s()) > contact_s:
+        return Readiness(False, f"no broker has answered for {age_s:.0f} s")
+    return Readiness(True)
+
+
+async def run_door(
+    settings: Settings, connection: Connection, console: Console, *, shares_port: bool = False
+) -> None:
     """Keep a door open until Ctrl-C or SIGTERM. Raises what `open_door` raises."""
     with asked_to_stop() as stop:
-        async with open_door(settings, connection) as door:
-            console.print(f"the door is open at {door.url}/v1/events/STREAM", highlight=False, soft_wrap=True)
+        async with open_door(settings, connection, shares_port=shares_port) as door:
+            console.print(f"{OPEN} {door.url}/v1/events/STREAM", highlight=False, soft_wrap=True)
             console.print(f"streams: {', '.join(door.streams)}", highlight=False, soft_wrap=True)
             _collect_seldom()
             await stop.wait()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import lru_cache
 
@@ -25,7 +26,7 @@ from infra.door.answers import Whole
 from infra.door.body import Body, Unread
 from infra.door.cloud_events import BATCH, STRUCTURED, Reader
 from infra.door.intake import Full, Intake
-from infra.door.lane import Answer
+from infra.door.lane import Answer, Held
 from infra.door.rest_proxy import Asked, Cut, Sizes, record_of
 from infra.door.stream import Record, Refusal, Stream, media_type
 from infra.door.tokens import Tokens
@@ -36,6 +37,8 @@ from schemas.envelope import JSON
 
 log = logger(__name__)
 
+_OURS = 500
+"""Statuses from here on are of what may be taken when it is sent again."""
 _EVENTS = "/v1/events"
 _CLUSTERS = "/v3/clusters"
 _FAREWELL_S = 0.5
@@ -57,6 +60,10 @@ class Handler:
         self._cluster_id = cluster_id
         self._events = Reader(keep_attributes=door.keep_attributes)
         self._closing = False
+        self.answered: Counter[tuple[str]] = Counter()
+        """Requests by the status that they got."""
+        self.events: Counter[tuple[str, str]] = Counter()
+        """Events by topic and by what was answered: acknowledged, refused, unconfirmed."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """The response to any request; never raises for what a producer sent."""
@@ -66,6 +73,7 @@ class Handler:
             response = self._say(429, f"{full.reason}; come again in {self._door.retry_after_s} s")
         except Unread as unread:
             response = self._say(unread.status, unread.reason)
+        self.answered[(str(response.status),)] += 1
         if self._closing:
             response.force_close()
         if not request.content.is_eof():
@@ -149,15 +157,17 @@ class Handler:
                 taken = self._events.batch(stream, body.content)
                 if isinstance(taken, Refusal):
                     return self._say(taken.status, taken.error)
-                return self._answer(*answers.of_many(name, await self._submit(stream, taken, body)))
+                said_of_each = self._counted(stream, await self._submit(stream, taken, body))
+                return self._answer(*answers.of_many(name, said_of_each))
             one = (
                 self._events.structured(stream, body.content)
                 if bare == STRUCTURED
                 else self._events.binary(stream, request.raw_headers, body.content)
             )
             if isinstance(one, Refusal):
+                self.events[name, "refused"] += 1
                 return self._say(one.status, one.error)
-            (answer,) = await self._submit(stream, [one], body)
+            (answer,) = self._counted(stream, await self._submit(stream, [one], body))
             return self._answer(*answers.of_one(name, answer))
         finally:
             body.drop()
@@ -248,7 +258,20 @@ class Handler:
             sizes.append(size)
         return taken, sizes
 
+    def _counted(self, stream: Stream, said: list[Answer]) -> list[Answer]:
+        name, events = stream.name, self.events
+        held = 0
+        for answer in said:
+            if isinstance(answer, Held):
+                held += 1
+            else:
+                events[name, "unconfirmed" if answer.status >= _OURS else "refused"] += 1
+        if held:
+            events[name, "acknowledged"] += held
+        return said
+
     def _reports(self, stream: Stream, said: list[Answer], sizes: list[Sizes | None]) -> bytes:
+        self._counted(stream, said)
         return b"".join(
             answers.report(self._cluster_id, stream.name, answer, size)
             for answer, size in zip(said, sizes, strict=True)

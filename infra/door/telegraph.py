@@ -7,6 +7,8 @@ the count and the cluster takes nothing more of it, so every failure calls for a
 from __future__ import annotations
 
 import asyncio
+import time
+from math import inf
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -30,6 +32,9 @@ class Telegraph:
     def __init__(self, connection: Connection, *, batch_bytes: int) -> None:
         self._connection, self._batch_bytes = connection, batch_bytes
         self._producer: AIOKafkaProducer | None = None
+        self._heard_s = -inf
+        self.replaced = 0
+        """Producers that lost a batch for good."""
         self._renewing: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -58,8 +63,22 @@ class Telegraph:
             return
         log.warning("the producer is replaced", error=str(error) or type(error).__name__)
         self._producer = None
+        self.replaced += 1
         self._leave(producer)
         self._renewing = asyncio.create_task(self._renew())
+
+    def heard(self) -> None:
+        """The cluster has answered just now."""
+        self._heard_s = time.monotonic()
+
+    def contact_age_s(self) -> float:
+        """Since the cluster last answered; infinite before that."""
+        return time.monotonic() - self._heard_s
+
+    async def ask(self) -> None:
+        """Have the cluster say what it has; waits while it is away."""
+        if await (await self.producer()).client.force_metadata_update():
+            self.heard()
 
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has by what the cluster said last.
@@ -108,6 +127,7 @@ class Telegraph:
         except BaseException:
             await producer.stop()
             raise
+        self.heard()
         return producer
 
 

@@ -141,6 +141,22 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Door and page",
+        (
+            Panel("Events at the door", "ops", [_rate(metrics.DOOR_EVENTS, "topic", "answer")]),
+            Panel("Requests at the door", "ops", [_rate(metrics.DOOR_REQUESTS, "status")]),
+            Panel("The cluster confirms", "s", [_p99(metrics.DOOR_CONFIRM_SECONDS, "instance")]),
+            Panel("On their way", "short", [_each(metrics.DOOR_RECORDS, "instance")]),
+            Panel("Bodies on their way", "bytes", [_each(metrics.DOOR_BYTES, "instance")]),
+            Panel("Producers replaced", "ops", [_rate(metrics.DOOR_PRODUCERS, "instance")]),
+            Panel("Requests of the page", "ops", [_rate(metrics.PAGE_REQUESTS, "status")]),
+            Panel("Browsers", "short", [_each(metrics.PAGE_VIEWERS, "instance")]),
+            Panel("Announcements read", "ops", [_rate(metrics.PAGE_RECORDS, "topic")]),
+            Panel("Caught up", "bool_on_off", [_each(metrics.PAGE_CAUGHT_UP, "instance")], single=True),
+            Panel("Dead letters pushed again", "ops", [_rate(metrics.PAGE_REDRIVEN, "instance")]),
+        ),
+    ),
+    (
         "Processes",
         (
             Panel("CPU", "percentunit", [_rate(named("process_cpu_seconds_total"), "instance")]),

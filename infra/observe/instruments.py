@@ -13,14 +13,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 
 from infra.observe import metrics
 from infra.observe.metrics import Metric
 
 Values = Mapping[tuple[str, ...], float]
-"""A gauge's values by those of its labels; `()` where it has none."""
+"""Values of a gauge or counter by those of its labels; `()` where it has none."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -69,8 +69,13 @@ class Instruments:
         (histogram.labels(*labels) if labels else histogram).observe(seconds)
 
     def read(self, metric: Metric, values: Callable[[], Values]) -> None:
-        """Have a gauge read by that function whenever somebody asks. Raises KeyError if it is undeclared."""
+        """Have it read by that function whenever somebody asks. Raises KeyError if it is undeclared.
+
+        A counter that is read is counted elsewhere: for what happens ten thousand times a second.
+        """
         self._read[self._declared[metric.name].name] = values
+        if (own := self._counters.pop(metric.name, None)) is not None:
+            self._registry.unregister(own)
 
     def missing(self) -> set[str]:
         """Declared gauges that nothing reads: none, once the process is built."""
@@ -93,10 +98,11 @@ class Instruments:
         return iter(())
 
     def collect(self) -> Iterator[Family]:
-        """The gauges, as they are now."""
+        """What is read, as it is now."""
         for name, values in self._read.items():
             metric = self._declared[name]
-            family = GaugeMetricFamily(name, metric.meaning, labels=metric.labels)
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(name, metric.meaning, labels=metric.labels)
             for labels, value in values().items():
                 family.add_metric(labels, value)
             yield family

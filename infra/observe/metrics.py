@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
-Part = Literal["worker", "trainer"]
+Part = Literal["worker", "trainer", "door", "page"]
 
 _QUICK_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _LONG_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0)
@@ -38,8 +38,10 @@ class Metric:
     library: bool = False
 
 
-_BOTH: tuple[Part, ...] = ("worker", "trainer")
+_ALL: tuple[Part, ...] = ("worker", "trainer", "door", "page")
 _TRAINER: tuple[Part, ...] = ("trainer",)
+_DOOR: tuple[Part, ...] = ("door",)
+_PAGE: tuple[Part, ...] = ("page",)
 
 # ── every process ───────────────────────────────────────────────────────────────────────────────────
 
@@ -48,7 +50,7 @@ INFO = Metric(
     kind="gauge",
     unit="always 1",
     meaning="Which part of Tidemill this process is, in which version.",
-    parts=_BOTH,
+    parts=_ALL,
     labels=("part", "version"),
 )
 READY = Metric(
@@ -56,14 +58,14 @@ READY = Metric(
     kind="gauge",
     unit="1 or 0",
     meaning="Whether the process does its work, as /ready says it.",
-    parts=_BOTH,
+    parts=_ALL,
 )
 CONTACT_AGE = Metric(
     name="tidemill_cluster_contact_age_seconds",
     kind="gauge",
     unit="seconds",
     meaning="Since a broker last answered this process; +Inf before the first answer.",
-    parts=_BOTH,
+    parts=_ALL,
 )
 
 # ── a worker: ingest ────────────────────────────────────────────────────────────────────────────────
@@ -316,6 +318,94 @@ GPU_FAULTS = Metric(
     parts=_TRAINER,
 )
 
+# ── a door ──────────────────────────────────────────────────────────────────────────────────────────
+
+DOOR_REQUESTS = Metric(
+    name="tidemill_door_requests_total",
+    kind="counter",
+    unit="requests",
+    meaning="Requests that were answered, by the status that they got; a batch has one of its own.",
+    parts=_DOOR,
+    labels=("status",),
+)
+DOOR_EVENTS = Metric(
+    name="tidemill_door_events_total",
+    kind="counter",
+    unit="events",
+    meaning="Events by what was answered: acknowledged, refused for good, or not confirmed (send it again).",
+    parts=_DOOR,
+    labels=("topic", "answer"),
+)
+DOOR_RECORDS = Metric(
+    name="tidemill_door_in_flight_records",
+    kind="gauge",
+    unit="records",
+    meaning="Records on their way to the cluster; at door.in_flight_records requests are told to come again.",
+    parts=_DOOR,
+)
+DOOR_BYTES = Metric(
+    name="tidemill_door_in_flight_bytes",
+    kind="gauge",
+    unit="bytes",
+    meaning="Bytes of bodies that are read or on their way; the bound is door.in_flight_bytes.",
+    parts=_DOOR,
+)
+DOOR_CONFIRM_SECONDS = Metric(
+    name="tidemill_door_confirm_seconds",
+    kind="histogram",
+    unit="seconds",
+    meaning="From records of one partition that are handed to the producer to the cluster's answer.",
+    parts=_DOOR,
+    buckets=_QUICK_S,
+)
+DOOR_PRODUCERS = Metric(
+    name="tidemill_door_producers_replaced_total",
+    kind="counter",
+    unit="producers",
+    meaning="Producers that lost a batch for good and were replaced.",
+    parts=_DOOR,
+)
+
+# ── a page ──────────────────────────────────────────────────────────────────────────────────────────
+
+PAGE_REQUESTS = Metric(
+    name="tidemill_page_requests_total",
+    kind="counter",
+    unit="requests",
+    meaning="Requests that were answered, by status.",
+    parts=_PAGE,
+    labels=("status",),
+)
+PAGE_VIEWERS = Metric(
+    name="tidemill_page_viewers",
+    kind="gauge",
+    unit="browsers",
+    meaning="Browsers that are served live; the bound is page.most_viewers.",
+    parts=_PAGE,
+)
+PAGE_RECORDS = Metric(
+    name="tidemill_page_records_total",
+    kind="counter",
+    unit="records",
+    meaning="Announcements that the view was made of.",
+    parts=_PAGE,
+    labels=("topic",),
+)
+PAGE_CAUGHT_UP = Metric(
+    name="tidemill_page_caught_up",
+    kind="gauge",
+    unit="1 or 0",
+    meaning="Whether the view has all that was on the topics when the process began.",
+    parts=_PAGE,
+)
+PAGE_REDRIVEN = Metric(
+    name="tidemill_page_redriven_total",
+    kind="counter",
+    unit="letters",
+    meaning="Dead letters that were pushed again from the page.",
+    parts=_PAGE,
+)
+
 # ── what prometheus_client itself says of a process (on Linux) ──────────────────────────────────────
 
 _OF_THE_PROCESS = (
@@ -364,8 +454,19 @@ METRICS: tuple[Metric, ...] = (
     WARM,
     GPU_MEMORY,
     GPU_FAULTS,
+    DOOR_REQUESTS,
+    DOOR_EVENTS,
+    DOOR_RECORDS,
+    DOOR_BYTES,
+    DOOR_CONFIRM_SECONDS,
+    DOOR_PRODUCERS,
+    PAGE_REQUESTS,
+    PAGE_VIEWERS,
+    PAGE_RECORDS,
+    PAGE_CAUGHT_UP,
+    PAGE_REDRIVEN,
     *(
-        Metric(name=name, kind=kind, unit=unit, meaning=meaning, parts=_BOTH, library=True)  # type: ignore[arg-type]
+        Metric(name=name, kind=kind, unit=unit, meaning=meaning, parts=_ALL, library=True)  # type: ignore[arg-type]
         for name, kind, unit, meaning in _OF_THE_PROCESS
     ),
 )

@@ -8,8 +8,9 @@ does not turn in time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -34,6 +35,31 @@ class Readiness:
 
     ready: bool
     reason: str = "ready"
+
+
+@contextlib.asynccontextmanager
+async def serve_metrics(
+    instruments: Instruments,
+    readiness: Callable[[], Readiness],
+    *,
+    options: Metrics,
+    port: int | None,
+    setting: str,
+) -> AsyncIterator[None]:
+    """Metrics and probes are served for the time of the block, if there is a port for them.
+
+    Raises:
+        InvalidConfiguration: the port is taken, or the host is not this machine's.
+    """
+    if port is None:
+        yield
+        return
+    server = ObserveServer(instruments, readiness, options=options, port=port, setting=setting)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop()
 
 
 class Stuck(Exception):

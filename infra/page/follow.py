@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from aiokafka import AIOKafkaConsumer
@@ -49,6 +50,8 @@ class Follower:
         self._positions: dict[TopicPartition, int] = {}
         self.caught_up = asyncio.Event()
         self._told_to_end = asyncio.Event()
+        self.records: Counter[tuple[str]] = Counter()
+        """Announcements that were taken, by topic."""
         self.heard_s = 0.0
         """When the cluster answered last, by the monotonic clock."""
         self.problem = ""
@@ -129,6 +132,7 @@ class Follower:
                 try:
                     envelope = open_record(record.key, record.value, record.headers)
                     self._view.note(envelope, written_ms=record.timestamp, offset=record.offset)
+                    self.records[(tp.topic,)] += 1
                 except NotAnAnnouncement as error:
                     log.debug("passed over", topic=tp.topic, offset=record.offset, error=str(error))
             await asyncio.sleep(0)  # whoever looks at the page waits for no history to be read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ class PageServer:
         self._view, self._follower, self._connection = view, follower, connection
         self._host, self._port, self._token = host, port, token
         self._most_viewers, self._clock = most_viewers, clock
-        self._viewers = 0
+        self.viewers = 0
+        """Browsers that are served live."""
+        self.answered: Counter[tuple[str]] = Counter()
+        """Requests by the status that they got."""
+        self.redriven = 0
+        """Letters that were pushed again."""
         self._closing = asyncio.Event()
         self._runner: web.AppRunner | None = None
         self._encoded: dict[Section, tuple[tuple[int, int], bytes]] = {}
@@ -57,6 +63,7 @@ class PageServer:
         """
         app = web.Application(middlewares=[guard(self._token)], client_max_size=256 * 1024)
         app.on_response_prepare.append(add_headers)
+        app.on_response_prepare.append(self._count)
         app.router.add_get("/", self._index)
         app.router.add_static("/static", _FILES)
         app.router.add_get("/events", self._events)
@@ -81,6 +88,9 @@ class PageServer:
         self._closing.set()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def _count(self, _request: web.Request, response: web.StreamResponse) -> None:
+        self.answered[(str(response.status),)] += 1
 
     async def _index(self, _request: web.Request) -> web.StreamResponse:
         return web.FileResponse(_FILES / "index.html")
@@ -123,28 +133,30 @@ class PageServer:
             except TidemillError as error:
                 answers.append({"id": letter_id, "error": str(error)})
         if letters:
-            answers += await redrive(self._connection, letters)
+            pushed = await redrive(self._connection, letters)
+            self.redriven += sum("offset" in each for each in pushed)
+            answers += pushed
         return _json({"letters": answers}, 200 if all("offset" in each for each in answers) else 409)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """A section whenever it has changed, at most twice a second."""
         section = _section_of(request.query.get("section", "road"))
-        if self._viewers >= self._most_viewers:
+        if self.viewers >= self._most_viewers:
             raise web.HTTPServiceUnavailable(
-                text=f"{self._viewers} browsers look at this page; page.most_viewers allows no more",
+                text=f"{self.viewers} browsers look at this page; page.most_viewers allows no more",
                 headers={"Retry-After": "10"},
             )
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         )
-        self._viewers += 1
+        self.viewers += 1
         try:
             await response.prepare(request)
             await self._stream(response, section)
         except ConnectionResetError:
             pass  # he has gone
         finally:
-            self._viewers -= 1
+            self.viewers -= 1
         return response
 
     async def _stream(self, response: web.StreamResponse, section: Section) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
+from math import inf
 from typing import Any
 
 from infra.kafka.connection import Connection
 from infra.kafka.reach import reach
+from infra.observe import metrics
+from infra.observe.instruments import Instruments
+from infra.observe.server import Readiness, serve_metrics
 from infra.page.access import TOKEN_FILE, port_of, token_of, url_of
 from infra.page.follow import Follower, TopicsMissing
 from infra.page.server import PageServer
@@ -51,6 +56,8 @@ async def serve(settings: Settings, connection: Connection) -> None:
         token=token_of(settings),
         most_viewers=settings.page.most_viewers,
     )
+    instruments = Instruments("page")
+    _read_by(server, follower, instruments)
     await server.start()
     following = asyncio.create_task(follower.run())
     told = asyncio.Event()
@@ -59,13 +66,41 @@ async def serve(settings: Settings, connection: Connection) -> None:
         loop.add_signal_handler(each, told.set)
     ended = asyncio.create_task(told.wait())
     try:
-        await asyncio.wait({following, ended}, return_when=asyncio.FIRST_COMPLETED)
+        async with serve_metrics(
+            instruments,
+            lambda: _readiness(follower),
+            options=settings.metrics,
+            port=settings.page.metrics_port,
+            setting="page.metrics_port",
+        ):
+            await asyncio.wait({following, ended}, return_when=asyncio.FIRST_COMPLETED)
         if following.done():
             following.result()
     finally:
         ended.cancel()
         await server.stop()
         await follower.end(following)
+
+
+def _read_by(server: PageServer, follower: Follower, instruments: Instruments) -> None:
+    read = instruments.read
+    read(metrics.CONTACT_AGE, lambda: {(): time.monotonic() - follower.heard_s if follower.heard_s else inf})
+    read(metrics.PAGE_REQUESTS, lambda: server.answered)
+    read(metrics.PAGE_VIEWERS, lambda: {(): server.viewers})
+    read(metrics.PAGE_RECORDS, lambda: follower.records)
+    read(metrics.PAGE_CAUGHT_UP, lambda: {(): float(follower.caught_up.is_set())})
+    read(metrics.PAGE_REDRIVEN, lambda: {(): server.redriven})
+
+
+def _readiness(follower: Follower) -> Readiness:
+    if not follower.is_connected:
+        age_s = time.monotonic() - follower.heard_s if follower.heard_s else inf
+        return Readiness(False, f"no broker has answered for {age_s:.0f} s")
+    if follower.problem:
+        return Readiness(False, follower.problem)
+    if not follower.caught_up.is_set():
+        return Readiness(False, "the topics are read from their beginning on")
+    return Readiness(True)
 
 
 async def read_once(settings: Settings, connection: Connection) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import psutil
 from rich.table import Table
 
 from infra import atomic_file
+from infra.door.run import OPEN
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.ports import free_port
@@ -65,6 +65,7 @@ class Options:
     connections: int = 128
     batches_at_once: int = 8
     events: int = 500
+    processes: int = 2
     kills: int = 6
 
     def connections_of(self, form: str) -> int:
@@ -162,7 +163,7 @@ def measure(options: Options, *, cache_dir: Path, said: Callable[[str], object])
     with (
         tempfile.TemporaryDirectory(prefix="tidemill-bench-", ignore_cleanup_errors=True) as folder,
         EmbeddedBroker(Path(folder) / "kafka", heap_mib=512, cache_dir=cache_dir) as broker,
-        _door(Path(folder), broker.bootstrap_servers) as door,
+        _door(Path(folder), broker.bootstrap_servers, options.processes) as door,
     ):
         connection = Connection(bootstrap_servers=broker.bootstrap_servers)
         stage = _Stage(Path(folder), broker, door, options)
@@ -249,14 +250,13 @@ class _Stage:
             whom = "door" if number % 2 == 0 else "broker"
             said(f"kill {number + 1} of {times}: the {whom}")
             if whom == "door":
-                for each in (
-                    *psutil.Process(self._door.pid).children(recursive=True),
-                    psutil.Process(self._door.pid),
-                ):
+                opened = self._door.log_file.read_text().count(OPEN)
+                door = psutil.Process(self._door.pid)
+                for each in (door, *door.children(recursive=True)):
                     each.kill()
                 self._door.stop()
                 self._door.start()
-                _await_open(self._door)
+                _await_open(self._door, opened + 1)
             else:
                 self._broker.kill()
                 self._broker.start()
@@ -282,7 +282,7 @@ class _Stage:
 
 
 @contextlib.contextmanager
-def _door(home: Path, servers: str) -> Iterator[Supervised]:
+def _door(home: Path, servers: str, processes: int) -> Iterator[Supervised]:
     asyncio.run(ensure([*topics.TOPICS, readings.declare()], Connection(bootstrap_servers=servers)))
     declares = home / "declares.py"
     declares.write_text(_DECLARES)
@@ -294,6 +294,7 @@ def _door(home: Path, servers: str) -> Iterator[Supervised]:
             "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": servers,
             "TIDEMILL_PATHS__HOME": str(home),
             "TIDEMILL_DOOR__PORT": str(free_port()),
+            "TIDEMILL_DOOR__PROCESSES": str(processes),
         },
     )
     door.start()
@@ -308,13 +309,13 @@ def _port_of(door: Supervised) -> str:
     return door.environment["TIDEMILL_DOOR__PORT"]
 
 
-def _await_open(door: Supervised) -> None:
-    """Until it listens."""
+def _await_open(door: Supervised, times: int = 1) -> None:
+    """Until its log has said so often that it is open."""
     until_s = time.monotonic() + _PATIENCE_S
     while time.monotonic() < until_s:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(_port_of(door)))):
+        if door.log_file.read_text().count(OPEN) >= times:
             return
-        if not psutil.pid_exists(door.pid) or psutil.Process(door.pid).status() == psutil.STATUS_ZOMBIE:
+        if psutil.Process(door.pid).status() == psutil.STATUS_ZOMBIE:
             break
         time.sleep(0.05)
     raise DoorBenchFailed(f"the door did not open; its log ends:\n{door.log_tail()}")
