@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.faults.checker import Said, Verdict, check
+from loadtest.faults.checker import Said, Verdict, check, rows_told
 from loadtest.faults.schedule import KILLS, KINDS, schedule
 from loadtest.faults.sender import WINDOW_MS, Account, Plan, bad_value
 
@@ -35,7 +35,7 @@ def test_a_seed_gives_the_same_faults_in_order_and_one_broker_at_a_time(seed: in
     assert faults != schedule(seed + 1, seconds=120, brokers=brokers)
     assert [f.at_s for f in faults] == sorted(f.at_s for f in faults)
     assert all(f.at_s + f.lasts_s <= 120 for f in faults)
-    struck = [f for f in faults if f.kind in ("broker_kill", "coordinator_kill", "leader_cut_off")]
+    struck = [f for f in faults if "broker" in f.kind or f.kind.startswith(("coordinator", "leader"))]
     for one, next_one in itertools.pairwise(struck):
         assert one.at_s + one.lasts_s < next_one.at_s
 
@@ -44,6 +44,23 @@ def test_a_long_run_has_faults_of_every_kind_and_hundreds_of_kills() -> None:
     kinds = [fault.kind for fault in schedule(1, seconds=600, brokers=3)]
     assert set(kinds) == set(KINDS)
     assert sum(kinds.count(kind) for kind in KILLS) >= 300
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_leader_is_away_for_a_minute_once_while_workers_die_and_brokers_stand(seed: int) -> None:
+    faults = schedule(seed, seconds=150, brokers=3)
+    (away,) = (fault for fault in faults if fault.kind == "leader_away")
+    assert away.lasts_s == 60
+    assert away.at_s + 60 <= 150
+    meanwhile = {fault.kind for fault in faults if away.at_s < fault.at_s < away.at_s + 60}
+    assert "worker_kill" in meanwhile
+    assert not meanwhile & {"broker_kill", "coordinator_kill", "leader_cut_off", "leader_away"}
+
+
+def test_a_leader_that_nobody_can_replace_is_not_away_for_a_minute() -> None:
+    assert "leader_away" not in {fault.kind for fault in schedule(1, seconds=600, brokers=1)}
+    assert [f.kind for f in schedule(1, seconds=200, brokers=3, kinds=["leader_away"])] == ["leader_away"]
+    assert schedule(1, seconds=100, brokers=3, kinds=["leader_away"]) == []
 
 
 # ── the checker, fed with what must not be ──────────────────────────────────────────────────────────
@@ -145,6 +162,10 @@ def test_the_checker_counts_what_came_again_under_its_id_as_no_wrong() -> None:
     verdict = verdict_on(rows(), [*everything(), *letters()[:3], *windows()[:2], *told()[:1]])
     assert verdict.holds(), verdict.examples
     assert verdict.repeated == {"dead letters": 3, "windows": 2, "features": 1}
+
+
+def test_rows_whose_features_came_again_are_told_once() -> None:
+    assert rows_told([*told(), *told()[:1]]) == 3_960
 
 
 def without_one(parts: list[Said]) -> list[Said]:

@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from infra.kafka.connection import Connection
 from loadtest.faults.sender import START_MS, WINDOW_MS, Plan, bad_value
-from schemas.topics import DEAD_LETTERS, FEATURES, WINDOWS
+from schemas.topics import DEAD_LETTERS, FEATURES, WINDOWS, Topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +188,11 @@ def _features(verdict: Verdict, rows: pl.DataFrame, said: Sequence[Said]) -> Non
     verdict.note("announcements_missing", untold.len(), f"features of {untold.head(3).to_list()}")
 
 
+def rows_told(said: Sequence[Said]) -> int:
+    """Rows whose features stand among these announcements; those that came again count once."""
+    return sum(pl.read_ipc_stream(data).height for data in {each.id: each.data for each in said}.values())
+
+
 def _by_id(
     verdict: Verdict, said: Sequence[Said], *, arrow: bool = False
 ) -> tuple[dict[str, tuple[str, bytes]], int]:
@@ -224,19 +229,21 @@ def read_rows(uri: str) -> pl.DataFrame:
     return pl.read_parquet(files, columns=wanted, glob=False)
 
 
-def read_said(connection: Connection, pipeline: str) -> list[Said]:
+def read_said(
+    connection: Connection, pipeline: str, topics: Sequence[Topic] = (DEAD_LETTERS, WINDOWS, FEATURES)
+) -> list[Said]:
     """All that stands on the announcement topics, by a plain consumer."""
-    return asyncio.run(_read_said(connection, pipeline))
+    return asyncio.run(_read_said(connection, pipeline, topics))
 
 
-async def _read_said(connection: Connection, pipeline: str) -> list[Said]:
+async def _read_said(connection: Connection, pipeline: str, topics: Sequence[Topic]) -> list[Said]:
     consumer = AIOKafkaConsumer(
         **connection.client_arguments(), enable_auto_commit=False, max_partition_fetch_bytes=8 * 2**20
     )
     await consumer.start()
     found: list[Said] = []
     try:
-        partitions = [TopicPartition(topic.name, 0) for topic in (DEAD_LETTERS, WINDOWS, FEATURES)]
+        partitions = [TopicPartition(topic.name, 0) for topic in topics]
         consumer.assign(partitions)
         await consumer.seek_to_beginning(*partitions)
         ends = await consumer.end_offsets(partitions)

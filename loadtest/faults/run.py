@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from infra.kafka.connection import Connection
-from loadtest.faults.checker import Said, check, read_rows, read_said
+from loadtest.faults.checker import check, read_rows, read_said, rows_told
 from loadtest.faults.report import Report
 from loadtest.faults.schedule import KINDS, WORKERS, schedule
 from loadtest.faults.sender import Plan, Sender
 from loadtest.faults.stage import Stage
 from schemas.errors import InvalidConfiguration, Retryable
-from schemas.topics import FLIGHTS_SCHEDULED
+from schemas.topics import FEATURES, FLIGHTS_SCHEDULED, WINDOWS
 
 _LOOK_S = 0.5
 
@@ -98,21 +98,25 @@ def _run(
             return all(at.get(partition, 0) > end for partition, end in ends.items())
 
         stalled = stalled or _until(all_in, stage, "all events are in the dataset", patience_s)
-        said: list[Said] = []
+        connection = Connection(bootstrap_servers=stage.ensemble.bootstrap_servers)
 
         def all_closed() -> bool:
-            said[:] = read_said(Connection(bootstrap_servers=stage.ensemble.bootstrap_servers), "faults")
+            said = read_said(connection, "faults", [WINDOWS])
             return len({s.id for s in said if s.id.endswith("/closed")}) >= plan.windows
 
+        def all_told() -> bool:
+            return rows_told(read_said(connection, "faults", [FEATURES])) >= rows
+
         stalled = stalled or _until(all_closed, stage, "all windows are announced", patience_s)
+        rows = read_rows(stage.uri).height
+        stalled = stalled or _until(all_told, stage, "all rows' features are announced", patience_s)
         stage.end(within_s=60)
-        all_closed()
         console.log("comparing")
         verdict = check(
             sender.account.records(),
             plan,
             read_rows(stage.uri),
-            said,
+            read_said(connection, "faults"),
             unacknowledged=sender.account.unacknowledged,
         )
         return Report(

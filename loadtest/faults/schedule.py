@@ -18,6 +18,7 @@ KINDS: dict[str, str] = {
     "broker_kill": "kill -9 of a broker, started again",
     "coordinator_kill": "kill -9 of the broker that coordinates the workers' group",
     "leader_cut_off": "the leader of a partition stands still, and wakes to find another in its place",
+    "leader_away": "the same for a minute, once in a run that is long enough, with others to lead meanwhile",
     "network_slow": "every byte between clients and brokers takes long",
     "network_reset": "all connections between clients and brokers are reset, some times over",
     "disk_full": "the dataset's disk is full, and is given room again",
@@ -45,7 +46,16 @@ _LASTS_S = {
     "clock_forward": (2.0, 6.0),
     "log_truncated": (1.0, 1.0),
 }
-_REST_S = {"broker_kill": 10.0, "coordinator_kill": 10.0, "leader_cut_off": 5.0, "log_truncated": 6.0}
+_REST_S = {
+    "broker_kill": 10.0,
+    "coordinator_kill": 10.0,
+    "leader_cut_off": 5.0,
+    "leader_away": 10.0,
+    "log_truncated": 6.0,
+}
+AWAY_S = 60.0
+_LEAST_FOR_AWAY_S = 150.0
+"""Of a run, so that events flow before the leader goes and after it is back."""
 _QUIET_S = (0.1, 0.9)
 _FIRST_S = 3.0
 
@@ -67,13 +77,24 @@ def schedule(seed: int, *, seconds: float, brokers: int, kinds: Collection[str] 
         kinds: only these; None is all that so many brokers can have.
     """
     rng = random.Random(seed)
-    wanted = [k for k in KINDS if (kinds is None or k in kinds) and (brokers > 1 or k != "coordinator_kill")]
+    asked = [kind for kind in KINDS if kinds is None or kind in kinds]
+    wanted = [k for k in asked if k != "leader_away" and (brokers > 1 or k != "coordinator_kill")]
+    away = "leader_away" in asked and brokers > 1 and seconds >= _LEAST_FOR_AWAY_S
+    away_from_s = rng.uniform(0.1, 0.3) * seconds if away else None
     weights = [_WEIGHT.get(kind, 1.0) for kind in wanted]
     faults: list[Fault] = []
     free_at_s: dict[str, float] = {}
     at_s = _FIRST_S
-    while wanted:
+    while wanted or away_from_s is not None:
         at_s = round(at_s + rng.uniform(*_QUIET_S), 3)
+        is_due = away_from_s is not None and at_s >= away_from_s
+        if is_due and free_at_s.get("brokers", 0.0) <= at_s:
+            faults.append(Fault(at_s, "leader_away", rng.randrange(brokers), AWAY_S))
+            free_at_s["brokers"] = at_s + AWAY_S + _REST_S["leader_away"]
+            away_from_s = None
+            continue
+        if not wanted:
+            continue
         kind = rng.choices(wanted, weights)[0]
         whom = rng.randrange(WORKERS if kind.startswith(("worker", "clock")) else brokers)
         lasts_s = round(rng.uniform(*_LASTS_S[kind]), 3)
@@ -82,6 +103,8 @@ def schedule(seed: int, *, seconds: float, brokers: int, kinds: Collection[str] 
                 break
             continue
         struck = _struck(kind, whom)
+        if is_due and "brokers" in struck:
+            continue  # they are spared until one of them may go
         if all(free_at_s.get(each, 0.0) <= at_s for each in struck):
             faults.append(Fault(at_s, kind, JOINER if kind == "worker_join" else whom, lasts_s))
             for each in struck:

@@ -30,6 +30,8 @@ from schemas.topics import TOPICS
 PIPELINE_FILE = Path(__file__).with_name("pipeline.py")
 _CLOCK_WRONG_S = 3_600
 _SLOW_S = 0.15
+_REFUSED_WITHIN_S = 120
+"""A worker's start and its refusal, on a machine that is busy with much else."""
 
 
 class Stage:
@@ -235,6 +237,8 @@ class Stage:
         os.kill(pid, signal.SIGSTOP)
         return lambda: os.kill(pid, signal.SIGCONT)
 
+    _leader_away = _leader_cut_off
+
     def _network_slow(self, _fault: Fault) -> Callable[[], object]:
         def all_take(delay_s: float) -> None:
             for proxy in self.proxies.values():
@@ -286,7 +290,7 @@ class Stage:
         logged = len(worker.log())
         worker.start(level="warn")
         with contextlib.suppress(Exception):
-            worker.running.wait(30)
+            worker.running.wait(_REFUSED_WITHIN_S)
         if not worker.has_ended() or newest.name not in worker.log()[logged:]:
             self.died.append(f"a worker took {newest.name}, which was cut short, for whole")
             worker.close()
