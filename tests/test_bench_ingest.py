@@ -6,14 +6,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from rich.console import Console
 
 from infra.kafka import EmbeddedBroker
 from infra.settings import Settings
-from loadtest.ingest import readings
+from loadtest.ingest import counted, readings
 from loadtest.ingest.run import Options, chosen, run_on
-from loadtest.ingest.side import Side
+from loadtest.ingest.side import Side, Task
 from loadtest.ingest.sides import NAMES, SIDES
 from schemas.errors import InvalidConfiguration
 
@@ -35,8 +36,27 @@ def test_a_short_run_counts_right_and_leaves_a_dated_result(kafka: EmbeddedBroke
     assert written["ratios"]["faust"]["rate"] > 1
     assert written["machine"]["cores"]
     assert file.with_suffix(".png").stat().st_size > 5_000
-    result.rounds["tidemill"] = [replace(ours, kept=ours.kept - 1)]
+    result.rounds["tidemill"] = [replace(ours, kept=(ours.kept or 0) - 1)]
     assert len(result.faults()) == 1
+    # The same dataset and windows, held against other data: each count that differs is found.
+    one = result.filled.counts.row(0, named=True)
+    other = result.filled.counts.with_columns(
+        count=pl.col("count") + ((pl.col("window") == one["window"]) & (pl.col("source") == one["source"]))
+    )
+    found = counted.faults(
+        Task(
+            bootstrap_servers=kafka.bootstrap_servers,
+            topic=readings.TOPIC,
+            form="json",
+            filled=replace(result.filled, counts=other),
+            round=1,
+            home=tmp_path / "tidemill-1",
+            cache_dir=Settings().cache_dir,
+        )
+    )
+    assert found[0].endswith("counts by window, source and tag differ from the data's")
+    assert len(found) == 2
+    assert f"window {one['window']}" in found[1]
 
 
 def test_the_events_are_the_same_whoever_makes_them() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import polars as pl
@@ -45,6 +45,8 @@ class Filled:
     unique: int
     """Rows that cleaning and dedupe leave."""
     bytes_per_event: float
+    counts: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """Of the unique rows, by window, source and tag: what `readings.counts` gives."""
 
 
 def producer_for(connection: Connection, form: Format = "json") -> AIOKafkaProducer:
@@ -73,7 +75,8 @@ async def fill(
     producer = producer_for(connection, form)
     await producer.start()
     sent = kept = unique = size_bytes = 0
-    counts = [0] * partitions
+    records_sent = [0] * partitions
+    counted: list[pl.DataFrame] = []
     try:
         with Progress(console=console, transient=True, disable=console is None) as progress:
             bar = progress.add_task(f"making {events:,} events", total=events)
@@ -81,10 +84,13 @@ async def fill(
                 for number, part in enumerate(parts):
                     good = readings.kept(part)
                     kept += good.height
-                    unique += good.get_column("id").n_unique()
+                    once = good.unique("id")
+                    unique += once.height
+                    is_hot = pl.col("value") >= readings.HOT
+                    counted.append(readings.counts(once.select("source", "time", is_hot=is_hot)))
                     records = list(_ENCODERS[form](part))
                     size_bytes += sum(len(value) for _, value in records)
-                    counts[number] += len(records)
+                    records_sent[number] += len(records)
                     for future in await send_records(
                         producer, topic, number, records, headers=_HEADERS[form]
                     ):
@@ -95,8 +101,9 @@ async def fill(
         await producer.stop()
     return Filled(
         events=sent,
-        records=tuple(counts),
+        records=tuple(records_sent),
         kept=kept,
         unique=unique,
         bytes_per_event=size_bytes / max(sent, 1),
+        counts=pl.concat(counted).group_by("window", "source", "tag").agg(pl.col("count").sum()),
     )

@@ -1,6 +1,7 @@
 """The common work: small sensor events, cleaned, deduped, tagged, counted in windows of 10 s.
 
-The peers count by source and tag; Tidemill's windows are of all sources, counted by tag, and rows are kept.
+The peers count by source and tag. Tidemill's windows say how many rows and tags of all sources they hold; by
+source they are counted from the rows, which it keeps (see `counted`).
 
 An event is about 130 bytes of JSON, keyed by its source. One in a thousand has an impossible value, five in
 a thousand are sent twice. Event time runs at 1,000 events/s, out of order by 200 ms at most.
@@ -171,6 +172,19 @@ def _with_repeats(part: pl.DataFrame, chance: np.random.Generator) -> pl.DataFra
 def kept(part: pl.DataFrame) -> pl.DataFrame:
     """Rows that cleaning leaves, repeats among them: the truth that a side's count is held against."""
     return part.filter(pl.col("value").is_between(-50, HOTTEST))
+
+
+def counts(rows: pl.DataFrame) -> pl.DataFrame:
+    """What the common work comes to: rows by window, source and tag ("hot" or none).
+
+    Args:
+        rows: columns time (epoch ms), source and is_hot.
+    """
+    return rows.group_by(
+        window=pl.col("time") // WINDOW_MS * WINDOW_MS,
+        source=pl.col("source"),
+        tag=pl.when("is_hot").then(pl.lit("hot")).otherwise(pl.lit("")),
+    ).agg(count=pl.len().cast(pl.Int64))
 
 
 def as_json(part: pl.DataFrame) -> Iterator[tuple[bytes | None, bytes]]:

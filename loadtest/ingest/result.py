@@ -38,6 +38,8 @@ class Result:
     sides: Sequence[Side]
     rounds: dict[str, list[Measured]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    """What a side's own check found."""
     load_before: tuple[float, float, float] = field(default_factory=os.getloadavg)
 
     def median(self, side: str, figure: str) -> float | None:
@@ -52,7 +54,7 @@ class Result:
 
     def faults(self) -> list[str]:
         """Sides that came to other counts than the data give: their rates are worth nothing."""
-        said = []
+        said = list(self.wrong)
         for side in self.sides:
             right = self.filled.kept if side.keeps_repeats() else self.filled.unique
             said += [

@@ -87,6 +87,8 @@ def run_on(
                 console.print(f"{side.title} is absent: {why}", highlight=False, markup=False)
             else:
                 result.rounds.setdefault(side.name, []).append(measured)
+                if side.check is not None and measured.whole:
+                    result.wrong += [f"{side.name}, round {number}: {each}" for each in side.check(task)]
                 console.print(
                     f"round {number}, {side.title}: {measured.rate_events_s:,.0f} events/s, "
                     f"{measured.cpu_us_per_event:.2f} CPU µs an event, {measured.peak_memory_mib:.0f} MiB"

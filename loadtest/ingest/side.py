@@ -102,6 +102,7 @@ class Side:
         counts: what its windows count, and whether the rows themselves are kept.
         prepare: makes its environment or build once, and gives how it starts; raises Absent.
         marks: how far it is.
+        check: what is wrong with its counts once it has read everything, as it left them behind.
         is_limit: it only reads: no cleaning, no windows.
     """
 
@@ -114,6 +115,7 @@ class Side:
     dedupe: str = "no"
     counts: str = "by source and tag; rows are not kept"
     marks: Callable[[Task], list[Mark]] = said_marks
+    check: Callable[[Task], list[str]] | None = None
     is_limit: bool = False
 
     def keeps_repeats(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtest.ingest import tidemill
+from loadtest.ingest import counted, tidemill
 from loadtest.ingest.environment import apart, java, with_jars
 from loadtest.ingest.side import Side, own_python
 
@@ -16,7 +16,8 @@ SIDES: tuple[Side, ...] = (
         durable="rows, offsets and watermarks in one flushed commit",
         event_time="watermarks, lateness, amendments",
         dedupe="1 min of event time",
-        counts="by tag, all sources together; every row is kept",
+        check=counted.faults,
+        counts="by tag; by source and tag from the rows, which are kept",
     ),
     Side(
         name="faust",
