@@ -191,6 +191,8 @@ class Upkeep(_Section):
 class Trainer(_Section):
     """A trainer."""
 
+    backend: Literal["local", "ray"] = "local"
+    """Where jobs run: as processes of this machine, or on the cluster that `[ray]` names."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpu_slots: PositiveInt | None = None
     """Jobs that may train on the CPU at once; unset: as many as its cores and memory carry."""
@@ -214,6 +216,47 @@ class Trainer(_Section):
     needs to read datasets and artifacts. Unset: the trainer's own user."""
     metrics_port: Port | None = None
     """Where `/metrics`, `/live` and `/ready` are served, on `metrics.host`; 0: a free one, unset: nowhere."""
+
+
+class Ray(_Section):
+    """An existing Ray cluster, where `trainer.backend` is `ray`: reached through its Jobs API.
+
+    Its machines see `paths.dataset`, `paths.artifacts` and `paths.jobs` under the same names as the trainer,
+    and have Tidemill and the model code installed.
+    """
+
+    address: str = "http://127.0.0.1:8265"
+    """Of its dashboard."""
+    token: SecretStr | None = None
+    """Its `RAY_AUTH_TOKEN`; unset, like the file: it asks for none."""
+    token_file: AbsolutePath | None = None
+    python: str = "python"
+    """What its machines run `-m trainers.apart` by."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Variables that jobs are to have there."""
+    jobs_at_once: PositiveInt = 8
+    """More wait in the trainer's queue, by its order; those wait in Ray's until their resources are free."""
+    gpus: bool = False
+    """Jobs with `device = "auto"` ask for a GPU."""
+    poll_ms: PositiveInt = 500
+    """How often a job's reports are looked for."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Ray:
+        if not self.address.startswith(("http://", "https://")):
+            raise ValueError("ray.address must begin with http:// or https://")
+        if self.token is not None and self.token_file is not None:
+            raise ValueError("set only one of ray.token and ray.token_file")
+        return self
+
+    def secret(self) -> str | None:
+        """The token, wherever it lies. Raises InvalidConfiguration if its file cannot be read."""
+        if self.token_file is None:
+            return None if self.token is None else self.token.get_secret_value()
+        try:
+            return self.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidConfiguration(f"ray.token_file cannot be read: {error}") from error
 
 
 class Store(_Section):
@@ -405,6 +448,7 @@ class Settings(BaseSettings):
     worker: Worker = Field(default_factory=Worker)
     upkeep: Upkeep = Field(default_factory=Upkeep)
     trainer: Trainer = Field(default_factory=Trainer)
+    ray: Ray = Field(default_factory=Ray)
     store: Store = Field(default_factory=Store)
     page: Page = Field(default_factory=Page)
     metrics: Metrics = Field(default_factory=Metrics)

@@ -59,6 +59,7 @@ from tests.trainer_fixtures import (
     write_dataset,
     write_model_code,
 )
+from trainers.assignment import Assignment
 from trainers.devices import survey
 
 ENDS = (JobFailed, JobSkipped, ModelPublished, ModelRefused)
@@ -559,6 +560,10 @@ async def test_a_person_asks_by_the_command_line_sees_the_job_and_its_curve(
     )
     assert drawn.returncode == listed.returncode == 0, drawn.stderr + listed.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
+    rendered = await tidemill("jobs", came["job_id"], "--kubernetes")
+    assert rendered.returncode == 0, rendered.stderr
+    order = json.loads(rendered.stdout)["items"][0]["data"]["assignment.json"]
+    assert msgspec.json.decode(order, type=Assignment).champion is not None
     assert "published" in listed.stdout
     wanted.write_text('{"pipeline": 1}')
     bad = await tidemill("train", "--experiment", str(wanted))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Awaitable, Callable
 
 from schemas.job import Resources
 from trainers.assignment import Assignment, Began, Done, Failed, Progress, Skipped, Yielded
 from trainers.memory import private_bytes, tree_bytes
 from trainers.process import JobProcess, StandbyDied, ending
+from trainers.ray import RayJob
 
 WATCH_S = 0.25
+_HEAR_OUT_S = 5.0
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
 Ending = Done | Skipped | Failed | Yielded
@@ -21,7 +24,7 @@ class Attempt:
     """From a job's process to what came of it."""
 
     def __init__(
-        self, process: JobProcess, asked: Resources, *, inherited_bytes: int, grace_s: float
+        self, process: JobProcess | RayJob, asked: Resources, *, inherited_bytes: int, grace_s: float
     ) -> None:
         """Takes over a process that was just begun.
 
@@ -53,27 +56,37 @@ class Attempt:
         """
         watching = asyncio.create_task(self._watch())
         said: Ending | None = None
+        limit_s, loop = self._asked.time_limit_s, asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._asked.time_limit_s):
+            async with asyncio.timeout(None if self._process.waits_elsewhere else limit_s) as deadline:
                 async for report in self._process.reports(assignment):
                     match report:
                         case Began():
                             self.pid = report.pid
+                            if self._process.waits_elsewhere:
+                                deadline.reschedule(loop.time() + self._left_s(report))
                             await began(report)
                         case Progress():
                             await progressed(report)
                         case _:
                             said = report
+        except asyncio.CancelledError:
+            self._process.let_go()
+            raise
         except TimeoutError:
-            limit_s = self._asked.time_limit_s
             said = Failed(reason=f"it ran longer than its limit of {limit_s:g} s and was killed")
+        except BaseException:
+            self._process.kill()
+            raise
         finally:
             self._is_over.set()
             watching.cancel()
-            self._process.kill()
+        self._process.kill()
         code = await self._process.ended()
-        if said is not None:
-            return said
+        return said or self._silent_end(code)
+
+    def _silent_end(self, code: int | None) -> Ending:
+        """What it comes to that the process ended without a word on that."""
         if self._cut_off is not None:
             return Failed(reason=self._cut_off)
         if self.preempted_by is not None:
@@ -81,6 +94,11 @@ class Attempt:
         if code is None:
             raise StandbyDied("the warm process went, and the job's process with it")
         return Failed(reason=f"its process died: {ending(code)}", retryable=code in _FROM_OUTSIDE)
+
+    def _left_s(self, report: Began) -> float:
+        """Of its time limit; what ended while no trainer was there is still heard to its last word."""
+        ran_s = max(0.0, time.time() - report.started_ms / 1000)
+        return max(_HEAR_OUT_S, self._asked.time_limit_s - ran_s)
 
     def stop(self, reason: str) -> None:
         """End it for good."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from typing import TypeVar
 
@@ -54,6 +54,22 @@ def _exactly(channel: socket.socket, size: int) -> bytes | None:
             return None
         parts += part
     return bytes(parts)
+
+
+def unpacked(content: bytes, kind: type[T]) -> Iterator[tuple[T, int]]:
+    """Messages of what was appended to a file, each with where it ends; what is not all there yet is left.
+
+    Raises:
+        msgspec.DecodeError: that is none.
+    """
+    at = 0
+    while len(content) - at >= _HEAD.size:
+        (size,) = _HEAD.unpack_from(content, at)
+        end = at + _HEAD.size + size
+        if end > len(content):
+            return
+        yield decoder(kind).decode(content[at + _HEAD.size : end]), end
+        at = end
 
 
 async def messages(reader: asyncio.StreamReader, kind: type[T]) -> AsyncIterator[T]:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,14 +39,18 @@ decoder(Assignment)  # made while the warm process imports this, for all that ar
 def run(channel: socket.socket) -> None:
     """Take the assignment from the channel, do it, say what came of it."""
     assignment = receive(channel, Assignment)
-    if assignment is None:
-        return
-    say = _Reporter(channel)
+    if assignment is not None:
+        work_on(assignment, channel.sendall, pid=os.getpid())
+
+
+def work_on(assignment: Assignment, send: Callable[[bytes], object], *, pid: int) -> None:
+    """Do it, and say so by `send`; `pid` is what the trainer is to watch."""
+    say = _Reporter(send)
     checkpoints = Checkpoints(
         Path(assignment.checkpoint) if assignment.checkpoint else None, assignment.run_key
     )
     signal.signal(YIELD, lambda *_: checkpoints.ask())
-    say(Began(pid=os.getpid(), started_ms=int(time.time() * 1000)))
+    say(Began(pid=pid, started_ms=int(time.time() * 1000)))
     _settle_in(assignment)
     ranks = assignment.job.experiment.resources.ranks
     if ranks == 1:
@@ -104,14 +109,14 @@ def _settle_in(assignment: Assignment) -> None:
 class _Reporter:
     """Sends reports; progress at most some times a second, since user code may call it in its inner loop."""
 
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
+    def __init__(self, send: Callable[[bytes], object]) -> None:
+        self._send = send
         self._lock = threading.Lock()
         self._said_s = -_PROGRESS_EVERY_S
 
     def __call__(self, report: Report) -> None:
         with self._lock:
-            self._channel.sendall(packed(report))
+            self._send(packed(report))
 
     def progress(self, step: int, of: int, metrics: dict[str, float]) -> None:
         now = time.monotonic()

@@ -35,6 +35,8 @@ class StandbyDied(Retryable):
 class JobProcess:
     """One job's process, from its fork to its end."""
 
+    waits_elsewhere = False
+
     def __init__(self, number: int, channel: socket.socket, log_file: Path, standby: Standby) -> None:
         self.log_file = log_file
         self.cpu_s: float | None = None
@@ -72,6 +74,10 @@ class JobProcess:
     def kill(self) -> None:
         """End it, with all that it started."""
         self._standby.kill(self._number)
+
+    def let_go(self) -> None:
+        """The trainer ends, and so does all that it forked."""
+        self.kill()
 
     def ask_to_yield(self) -> None:
         """Have it keep its state and end, if it can."""

@@ -44,8 +44,9 @@ from trainers.devices import Survey, survey
 from trainers.keys import KeyFolder
 from trainers.memory import own_bytes
 from trainers.observed import read_by
-from trainers.process import Standby, StandbyDied
+from trainers.process import JobProcess, Standby, StandbyDied
 from trainers.publishing import publishing
+from trainers.ray import RayAway, RayCluster, RayJob
 from trainers.registry import in_queue
 from trainers.schedule import Merge, Preempt, Refuse, Start, Terms, promised, schedule
 from trainers.stores import Stores
@@ -59,6 +60,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 SWEEP_FILE = "sweep.journal"
 OWN_FOLDER = "own"
 """In a job's folder, where jobs run as another user: what they may write to."""
+_A_SLOT = Resources(device="cpu", cpus=1, memory_bytes=1)
 _LONGEST_PAUSE_S = 60.0
 _LOOK_AGAIN_S = 0.5
 _SWEEP_AGAIN_S = 2.0
@@ -122,6 +124,16 @@ class Trainer:
             aging_ms=int(self._options.aging_s * 1000),
             patience_ms=int(self._options.patience_s * 1000),
         )
+        self._ray = None
+        if settings.trainer.backend == "ray":
+            if self._user is not None:
+                raise InvalidConfiguration(
+                    "trainer.job_user is of this machine, and trainer.backend is ray: unset one of them; "
+                    "whom jobs run as there is the cluster's to say"
+                )
+            self._ray = RayCluster(settings.ray, settings.paths.jobs)
+            self._host = Host(cpus=2**20, memory_bytes=2**60, cpu_slots=settings.ray.jobs_at_once)
+            self._terms = replace(self._terms, setting="cpu")
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, Running] = {}
         self._attempts: dict[str, Attempt] = {}
@@ -143,7 +155,8 @@ class Trainer:
             StandbyDied: there is no warm process to be had.
             InvalidConfiguration: the signing keys cannot be used.
         """
-        await self.standby.start()
+        if self._ray is None:
+            await self.standby.start()
         await self.bulletin.start()
         await self._say_current(signed_by=self.keys.signing())
         for job in self.registry.open_jobs():
@@ -164,6 +177,10 @@ class Trainer:
         age_s = self.bulletin.contact_age_s()
         if age_s * 1000 > self._contact_ms:
             return Readiness(False, f"no broker has answered for {age_s:.0f} s")
+        if self._ray is not None:
+            return Readiness(
+                self._ray.answers, "" if self._ray.answers else "the Ray cluster does not answer"
+            )
         if not self.standby.is_warm:
             return Readiness(False, f"no process for jobs yet; its log is {self.standby.log_file}")
         return Readiness(True)
@@ -184,10 +201,7 @@ class Trainer:
             )
         )
         try:
-            warm = await self.standby.warm()
-            self._host = replace(self._host, torch_knows_cuda=warm.cuda is not None)
-            self._inherited_bytes = own_bytes(self.standby.pid)
-            log.info("ready for jobs", torch=warm.torch, warmed_s=round(warm.warmed_s, 1))
+            await self._get_ready()
             while True:
                 self.bulletin.changed.clear()
                 self.bulletin.check()
@@ -206,6 +220,16 @@ class Trainer:
                 task.cancel()
             await asyncio.gather(vacuuming, *self._tasks.values(), return_exceptions=True)
 
+    async def _get_ready(self) -> None:
+        """There is something to run jobs by: a warm process, or a cluster that answers."""
+        if self._ray is not None:
+            log.info("ready for jobs", ray=await self._ray.reach())
+            return
+        warm = await self.standby.warm()
+        self._host = replace(self._host, torch_knows_cuda=warm.cuda is not None)
+        self._inherited_bytes = own_bytes(self.standby.pid)
+        log.info("ready for jobs", torch=warm.torch, warmed_s=round(warm.warmed_s, 1))
+
     async def _say_current(self, *, signed_by: Set[str] = frozenset()) -> None:
         """Tell the current topic what the history has beyond it: somebody died between the two."""
         for event in self.registry.unsaid_current(signed_by=signed_by):
@@ -214,6 +238,8 @@ class Trainer:
     async def stop(self) -> None:
         """End all jobs, to be run again at the next start, and let go of the cluster."""
         await self.standby.stop()
+        if self._ray is not None:
+            await self._ray.stop()
         await self.bulletin.stop()
 
     def _stop_unwanted(self) -> None:
@@ -226,9 +252,12 @@ class Trainer:
                 del self.registry.stops[job_id]
             elif job_id not in self._tasks and (job := self.registry.requested.get(job_id)):
                 tried = self.registry.attempts.get(job_id, 0)
-                self._care_for(
-                    job, lambda job=job, tried=tried, reason=reason: self._fail(job, tried, reason)
-                )
+                self._care_for(job, partial(self._end_waiting, job, tried, reason))
+
+    async def _end_waiting(self, job: JobRequested, tried: int, reason: str) -> None:
+        if self._ray is not None:  # an earlier trainer may have submitted it
+            await self._ray.end_left(self.folder(job.job_id), tried)
+        await self._fail(job, tried, reason)
 
     async def _plan(self) -> None:
         """Decide what starts, makes room or is refused, if anything has changed since the last time."""
@@ -240,8 +269,13 @@ class Trainer:
         waiting = self.registry.waiting(but_not=self._tasks.keys())
         if not waiting:
             return
-        found = await asyncio.to_thread(self._gpus)
-        self._note_devices(found)
+        found = Survey()
+        if self._ray is None:
+            found = await asyncio.to_thread(self._gpus)
+            self._note_devices(found)
+        else:
+            # Which machine has room is the cluster's to say: here a job takes a slot, and no more.
+            waiting = [replace(each, resources=_A_SLOT) for each in waiting]
         plan = schedule(
             waiting, self._at_work(), found.gpus, self._host_now(), now_ms=self._now_ms(), terms=self._terms
         )
@@ -274,6 +308,8 @@ class Trainer:
             log.warning("GPUs do not answer", faults=found.faults)
 
     def _host_now(self) -> Host:
+        if self._ray is not None:
+            return self._host
         return replace(self._host, available_bytes=psutil.virtual_memory().available)
 
     def _at_work(self) -> list[Running]:
@@ -304,7 +340,10 @@ class Trainer:
             return  # it is answered when that one has ended
         self._keys[job.job_id] = key
         self._running[job.job_id] = promised(
-            in_queue(job), admission, now_ms=self._now_ms(), terms=self._terms
+            in_queue(job) if self._ray is None else replace(in_queue(job), resources=_A_SLOT),
+            admission,
+            now_ms=self._now_ms(),
+            terms=self._terms,
         )
         self._care_for(job, partial(self._try, job, admission, champion, key))
 
@@ -324,7 +363,7 @@ class Trainer:
             began_ms = self._now_ms()
             try:
                 await what()
-            except StandbyDied as error:
+            except (StandbyDied, RayAway) as error:
                 log.error("the job will be run again", error=str(error))
                 await asyncio.sleep(_LOOK_AGAIN_S)  # the job stays open and is tried again
             except Exception as error:
@@ -379,11 +418,13 @@ class Trainer:
         self, job: JobRequested, admission: Admission, champion: Manifest | None, key: str
     ) -> None:
         number = self.registry.attempts.get(job.job_id, 0) + 1
+        if left := self._left_by_another(job.job_id, number - 1):
+            number, champion, key = left.attempt, left.champion, left.run_key
         to_blame = number - 1 - self.registry.preempted.get(job.job_id, 0)
         if to_blame >= self._options.attempts:
             await self._fail(job, number - 1, f"the trainer died under it {to_blame} times")
             return
-        assignment = self._assignment(job, number, admission, champion, key)
+        assignment = left or self._assignment(job, number, admission, champion, key)
         if number > 1 and (outcome := await self._trained(job, key)) is not None:
             log.info("trained already: what is left is to conclude")
             await self._say_started(assignment, Began(pid=os.getpid(), started_ms=self._now_ms()))
@@ -393,9 +434,7 @@ class Trainer:
             # Of another machine, perhaps. What cannot be had, the job itself will miss by name.
             with contextlib.suppress(Rejected, Retryable):
                 await self._stores.bring(champion.artifact.sha256)
-        if self._user is not None:
-            await asyncio.to_thread(self._user.give, self._own(job.job_id))
-        process = await self.standby.begin(self.folder(job.job_id) / "job.log")
+        process = await self._process_of(assignment)
         attempt = Attempt(
             process,
             job.experiment.resources,
@@ -410,7 +449,6 @@ class Trainer:
                 progressed=self.tell.progress(job.job_id, number),
             )
         finally:
-            process.kill()
             self._attempts.pop(job.job_id, None)
         match ended:
             case Done(outcome=outcome):
@@ -428,8 +466,24 @@ class Trainer:
                 )
             case Failed(reason=reason, retryable=retryable):
                 await self._retry_or_fail(job, number, to_blame + 1, reason, retryable, process.log_tail())
-        if job.job_id in self.registry.over:
-            self._drop_state(job.job_id)
+        self._drop_state(job.job_id, number)
+
+    async def _process_of(self, assignment: Assignment) -> JobProcess | RayJob:
+        """A process of its own, here or on the cluster.
+
+        Raises:
+            StandbyDied, RayAway: there is none to be had now.
+        """
+        job_id = assignment.job.job_id
+        if self._ray is not None:
+            return await self._ray.begin(self.folder(job_id), assignment)
+        if self._user is not None:
+            await asyncio.to_thread(self._user.give, self._own(job_id))
+        return await self.standby.begin(self.folder(job_id) / "job.log")
+
+    def _left_by_another(self, job_id: str, attempt: int) -> Assignment | None:
+        """What an earlier trainer submitted to a cluster, where it may have gone on meanwhile."""
+        return None if self._ray is None else self._ray.left(self.folder(job_id), attempt)
 
     async def _take_in(
         self,
@@ -480,7 +534,7 @@ class Trainer:
             await self._retry_or_fail(job, attempt, to_blame, str(error), True, "")
         if job.job_id in self.registry.over:
             await asyncio.to_thread(trained.forget, self.folder(job.job_id))
-            self._drop_state(job.job_id)
+            self._drop_state(job.job_id, attempt)
 
     async def _retry_or_fail(
         self, job: JobRequested, attempt: int, to_blame: int, reason: str, retryable: bool, log_tail: str
@@ -500,13 +554,18 @@ class Trainer:
         gpu, asked = admission.gpu, job.experiment.resources
         cores = max(1, asked.cpus // asked.ranks)
         shares = gpu is not None and not asked.gpus
+        device_name = "cpu" if gpu is None else ", ".join(each.label for each in admission.gpus)
+        on_gpu = gpu is not None
+        if self._ray is not None:
+            on_gpu = asked.gpus > 0 or asked.device == "cuda" or (asked.device == "auto" and self._ray.gpus)
+            device_name = "Ray, GPU" if on_gpu else "Ray, cpu"
         return Assignment(
             job=job,
             attempt=attempt,
             artifacts=str(self._stores.folder.folder),
             champion=champion,
-            device="cpu" if gpu is None else "cuda:0",
-            device_name="cpu" if gpu is None else ", ".join(each.label for each in admission.gpus),
+            device="cuda:0" if on_gpu else "cpu",
+            device_name=device_name,
             gpu_uuids=tuple(each.uuid for each in admission.gpus),
             gpu_share=min(1.0, asked.gpu_memory_bytes / gpu.total_bytes) if gpu and shares else None,
             threads=max(cores, self._options.threads_per_job if asked.ranks == 1 else 1),
@@ -516,6 +575,8 @@ class Trainer:
         )
 
     async def _say_started(self, assignment: Assignment, began: Began) -> None:
+        if self.registry.attempts.get(assignment.job.job_id, 0) >= assignment.attempt:
+            return  # an earlier trainer said so
         resumed = self._checkpoint(assignment.job.job_id).exists()
         await self.tell.started(assignment, began, resumed=resumed)
 
@@ -620,8 +681,12 @@ class Trainer:
         """What a job that runs as another user may write to; all else in its folder is the trainer's word."""
         return self.folder(job_id) / OWN_FOLDER
 
-    def _drop_state(self, job_id: str) -> None:
-        """The job is over, and nothing goes on from its checkpoint."""
+    def _drop_state(self, job_id: str, attempt: int) -> None:
+        """What came of the attempt is said; if that was the job's end, its checkpoint is of no more use."""
+        if self._ray is not None:
+            self._ray.conclude(self.folder(job_id), attempt)
+        if job_id not in self.registry.over:
+            return
         if self._user is None:
             self._checkpoint(job_id).unlink(missing_ok=True)
         else:

@@ -19,10 +19,11 @@ from rich.table import Table
 from infra.command.app import answers, app, console, settings
 from schemas import topics
 from schemas.errors import InvalidConfiguration
-from schemas.job import Experiment
+from schemas.job import Experiment, JobRequested
 
 if TYPE_CHECKING:
     from infra.job_board import Board, Job
+    from infra.kafka.connection import Connection
     from trainers.devices import Survey
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -39,6 +40,10 @@ def jobs(
     once: Annotated[bool, typer.Option("--once", help="Print the table and end.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the job's curves into a PNG or SVG file.")] = None,
     stop: Annotated[bool, typer.Option("--stop", help="End the job, whether it runs or waits.")] = False,
+    kubernetes: Annotated[
+        bool,
+        typer.Option("--kubernetes", help="Print the job as a Kubernetes Job, for `kubectl apply -f -`."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Follow the jobs: queue, device, progress, loss, time left. Ctrl-C ends the looking, not the jobs."""
@@ -48,8 +53,10 @@ def jobs(
 
     configured = settings()
     connection = connected(configured)
-    if (stop or plot) and job_id is None:
-        raise InvalidConfiguration("name the job: `tidemill jobs JOB --stop`, or `--plot FILE`")
+    if (stop or plot or kubernetes) and job_id is None:
+        raise InvalidConfiguration(
+            "name the job: `tidemill jobs JOB` with --stop, --plot FILE or --kubernetes"
+        )
 
     async def now() -> Board:
         # Closed here: left to the loop's end, its client loses a connection that it has just opened.
@@ -58,6 +65,10 @@ def jobs(
                 return board
         raise AssertionError("following never ends by itself")
 
+    if job_id is not None and kubernetes:
+        items = asyncio.run(_as_kubernetes(connection, job_id))
+        print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2))
+        return
     if job_id is not None:
         job = asyncio.run(now()).jobs.get(job_id)
         if job is None:
@@ -83,6 +94,30 @@ def jobs(
         (answers if answers.is_terminal else Console(width=_PIPED_WIDTH)).print(shown)
     else:
         asyncio.run(_watch(follow(connection), everything=everything))
+
+
+async def _as_kubernetes(connection: Connection, job_id: str) -> list[dict[str, Any]]:
+    """The manifests of a job as it was asked for, beside the model that is live now."""
+    from infra.kafka.read import read_to_end
+    from schemas.envelope import NotAnAnnouncement, open_record, unwrap
+    from schemas.model import CurrentModel
+    from trainers.kubernetes import manifests
+
+    asked: JobRequested | None = None
+    live: dict[str, CurrentModel] = {}
+    async for record in read_to_end(connection, {topics.JOBS.name: None, topics.MODELS_CURRENT.name: None}):
+        with contextlib.suppress(NotAnAnnouncement):
+            match unwrap(open_record(record.key, record.value, record.headers)):
+                case JobRequested() as event if event.job_id == job_id:
+                    asked = event
+                case CurrentModel() as event:
+                    live[event.name] = event
+                case _:
+                    pass
+    if asked is None:
+        raise InvalidConfiguration(f"no job {job_id} is known; `tidemill jobs --all` lists them")
+    champion = live.get(asked.experiment.model)
+    return manifests(asked, champion=None if champion is None else champion.manifest)
 
 
 async def _watch(boards: Any, *, everything: bool) -> None:
