@@ -22,6 +22,7 @@ from infra.why import NothingKnown
 from schemas.errors import InvalidConfiguration
 from schemas.model import Artifact, Manifest, ModelPublished
 from schemas.selection import Hard, Selection, Whole
+from tests.s3_fixtures import s3_server
 from tests.trainer_fixtures import ROWS, SPAN_MS, STEP_MS, a_job, write_dataset, write_model_code
 from trainers.artifact import ArtifactStore
 from trainers.assignment import Assignment
@@ -184,6 +185,35 @@ def test_the_commands_say_it_to_people_and_to_programs(
     told = json.loads(shown)
     assert (code, told["same"], told["differs_at"], told["version"]) == (0, True, None, 1)
     assert command.DIFFERS == 3
+
+
+def test_a_model_is_made_again_where_its_weights_lie_on_s3_alone(
+    folder: Path, models: list[Manifest], events: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second began from the first and chose its rows by it: both weights are fetched and checked."""
+    store = ArtifactStore(folder / "store")
+    monkeypatch.setenv("TIDEMILL_PATHS__ARTIFACTS", str(tmp_path / "new"))
+    arguments = ["reproduce", "again", "--version", "2", "--json", "--events", str(events)]
+    with s3_server(tmp_path / "s3") as server:
+        for name, value in {**server.settings, "retries": 0, "timeout_s": 5}.items():
+            monkeypatch.setenv(f"TIDEMILL_STORE__{name.upper()}", str(value))
+        for each in models:
+            digest = each.artifact.sha256
+            server.put(f"flights/{digest}.safetensors", store.get(digest))
+        done = CliRunner().invoke(app, arguments)
+        told = json.loads(done.stdout)
+        assert (done.exit_code, told["same"], told["differs_at"], told["version"]) == (0, True, None, 2)
+        assert {each.sha256 for each in ArtifactStore(tmp_path / "new").kept()} == {
+            each.artifact.sha256 for each in models
+        }
+        # The folder has them now and is asked first: a bucket that lies changes nothing.
+        for path in server.files:
+            path.write_bytes(b"other weights")
+        assert CliRunner().invoke(app, [*arguments, "--rows-only"]).exit_code == 0
+        monkeypatch.setenv("TIDEMILL_PATHS__ARTIFACTS", str(tmp_path / "newer"))
+        refused = CliRunner().invoke(app, arguments)
+        assert isinstance(refused.exception, CannotReproduce)
+        assert models[0].artifact.sha256 in str(refused.exception)
 
 
 def test_the_tree_names_all_that_the_model_comes_from(models: list[Manifest]) -> None:

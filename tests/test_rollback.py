@@ -17,13 +17,16 @@ from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from infra.settings import Kafka, Paths, Settings
+from infra.settings_model import Store
 from schemas import topics
+from schemas.client import ModelFollower
 from schemas.contract import Announcement
 from schemas.errors import InvalidConfiguration, Retryable
 from schemas.model import CurrentModel, ModelAdopted, ModelPublished, RolledBack
 from tests.client_fixtures import Cluster, follower, published, serving, weights
+from tests.s3_fixtures import BUCKET, s3_server
 from tests.trainer_fixtures import Topics
-from trainers.artifact import ArtifactCorrupt, ArtifactStore
+from trainers.artifact import ArtifactCorrupt, ArtifactStore, StoreAway
 from trainers.bulletin import Bulletin
 from trainers.keys import KeyFolder
 from trainers.rollback import CannotRollBack, roll_back
@@ -110,6 +113,53 @@ async def test_a_service_follows_the_rollback(
                 following.current.manifest.artifact.sha256
                 == published(name, 1, FIRST, store="http://store/").manifest.artifact.sha256
             )
+
+
+async def test_weights_that_lie_on_s3_alone_are_current_again_there_and_a_service_takes_them(
+    settings: Settings,
+    connection: Connection,
+    keys: KeyFolder,
+    seen: Topics,
+    topic: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    name, bucket = topic("model"), f"s3://{BUCKET}/flights/"
+    with s3_server(tmp_path / "s3") as server:
+        store = Store.model_validate({**server.settings, "retries": 0, "timeout_s": 2.0})
+        on_s3 = settings.model_copy(update={"store": store})
+        digests: list[str] = []
+        for version, content in ((1, FIRST), (2, SECOND)):
+            event = keys.signed(published(name, version, content, store=bucket))
+            digests.append(event.manifest.artifact.sha256)
+            server.put(f"flights/{digests[-1]}.safetensors", content)
+            for each in (HISTORY, CURRENT):
+                await seen.say(each, event)
+        # The folder of this machine has neither: it is new, or was tidied.
+        event = await roll_back(on_s3, connection, name=name, to_version=1, reason="worse on Sundays")
+        assert event.manifest.artifact.uri == f"{bucket}{digests[0]}.safetensors"
+        assert [path.stem for path in server.files] == sorted(digests)
+        async with ModelFollower(
+            name,
+            client={"bootstrap_servers": connection.bootstrap_servers},
+            stores=[bucket],
+            service="display",
+            cache_dir=tmp_path / "cache",
+            trusted_keys=keys.trusted_file,
+            s3=server.options,
+        ) as following:
+            model = await asyncio.wait_for(following.ready(), 60)
+            assert (model.version, model.sha256) == (3, digests[0])
+
+        # What neither place has is no version to go back to.
+        gone = next(path for path in server.files if path.stem == digests[1])
+        gone.unlink()
+        with pytest.raises(ArtifactCorrupt, match=digests[1]):
+            await roll_back(on_s3, connection, name=name, to_version=2, reason="r")
+        server.kill()
+        with pytest.raises(StoreAway):
+            await roll_back(on_s3, connection, name=name, to_version=2, reason="r")
+    await seen.until(lambda: event in of(seen, name, CURRENT))
+    assert [each.manifest.version for each in of(seen, name, HISTORY)] == [1, 2, 3]
 
 
 async def test_what_cannot_be_gone_back_to_is_said_and_nothing_is_published(
