@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 
+from loadtest.train.options import PLAIN, Compared, Turn, compare_options
 from loadtest.train.run import Options, compare
 from loadtest.train.sides import SIDES, Encoded, NumberRows, Rows, task_of
 from loadtest.train.table import examples
@@ -59,3 +60,23 @@ def test_a_short_run_trains_every_side_and_leaves_a_dated_result(rows: pl.DataFr
     assert {target["against"] for target in written["targets"]} == {"dataloader", "memory"}
     assert written["ratios"]["dataloader"]["cpu"] > 1
     assert result.table().row_count == len(SIDES)
+
+
+def test_an_option_is_weighed_in_turns_with_none(rows: pl.DataFrame) -> None:
+    task = task_of(rows.head(600), features=FEATURES, label=LABEL, seed=1, params={"batch_rows": 64})
+    found = compare_options(task, ["bfloat16"], rounds=2, epochs=6)
+    assert {name: len(turns) for name, turns in found.turns.items()} == {PLAIN: 2, "bfloat16": 2}
+    plain, other = (turns[0].loss for turns in found.turns.values())
+    assert plain != other  # it was done
+    assert all(turn.cpu_us_per_row > 0 for turns in found.turns.values() for turn in turns)
+    assert json.loads(json.dumps(found.as_json()))[PLAIN]["by_cpu"] == 1
+
+
+def test_from_how_many_rows_on_an_option_pays() -> None:
+    def turn(first_cpu_s: float, cpu_us_per_row: float) -> Turn:
+        return Turn(first_cpu_s=first_cpu_s, cpu_us_per_row=cpu_us_per_row, rate_rows_s=1.0, loss=0.0)
+
+    found = Compared({PLAIN: [turn(0.5, 4.0)], "compiled": [turn(10.5, 2.0)], "bfloat16": [turn(0.5, 5.0)]})
+    assert found.ratio("compiled") == 2
+    assert found.rows_to_pay("compiled") == 5_000_000
+    assert found.rows_to_pay("bfloat16") is None

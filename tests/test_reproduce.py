@@ -50,6 +50,7 @@ def trained(folder: Path, champion: Manifest | None, *, selection: Selection, wa
     done = perform(
         Assignment(job=job, attempt=1, artifacts=str(folder / "store"), champion=champion), lambda *_: None
     )
+    assert done is not None
     return Manifest(
         name="again",
         version=1 if champion is None else champion.version + 1,

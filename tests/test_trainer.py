@@ -375,7 +375,9 @@ async def test_a_selection_gives_the_training_its_rows_and_no_others(
 
 
 async def test_an_experiment_that_contradicts_itself_fails(seen: Topics, dataset: Path) -> None:
-    overlapping = msgspec.structs.replace(experiment(dataset, "x", "x").evaluation, start_ms=CUT_MS - 1)
+    apart = experiment(dataset, "x", "x").evaluation
+    assert apart is not None
+    overlapping = msgspec.structs.replace(apart, start_ms=CUT_MS - 1)
     failed = await finish(seen, a_job(dataset, "good:train", "overlap", evaluation=overlapping))
     assert isinstance(failed, JobFailed)
     assert "overlaps" in failed.reason
@@ -499,10 +501,13 @@ async def test_a_job_that_takes_more_memory_than_it_asked_for_is_ended(seen: Top
 
 
 async def test_a_start_takes_under_a_second_and_so_does_publication(seen: Topics, dataset: Path) -> None:
-    for seed in range(3):
-        job = a_job(dataset, "good:train", "quick", seed=seed)
-        published = await finish(seen, job)
-        assert isinstance(published, ModelPublished)
+    for seed in (0, 1):  # the first ones load what later ones find loaded
+        assert isinstance(
+            await finish(seen, a_job(dataset, "good:train", "quick", seed=seed)), ModelPublished
+        )
+    job = a_job(dataset, "good:train", "quick", seed=2)
+    published = await finish(seen, job)
+    assert isinstance(published, ModelPublished)
     (started,), (succeeded,) = seen.of_job(job, JobStarted), seen.of_job(job, JobSucceeded)
     assert started.started_ms - job.requested_ms < 1_000
     assert published.manifest.published_ms - succeeded.finished_ms < 1_000

@@ -16,6 +16,8 @@ from schemas.errors import Rejected
 from trainers.context import TrainingContext
 from trainers.loader import Loader
 
+REPORT_STEPS = 20
+"""Progress is told, and a state offered to be kept, after so many steps each."""
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -81,7 +83,7 @@ def fit(network: type[torch.nn.Module], ctx: TrainingContext) -> torch.nn.Module
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            if step % 20 == 0 or step == steps:
+            if step % REPORT_STEPS == 0 or step == steps:
                 ctx.progress(step, steps, loss=loss.item())
                 ctx.checkpoint(
                     {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from infra.command.app import answers, app, console, settings
+from schemas.errors import InvalidConfiguration
 
 bench = typer.Typer(
     name="bench",
@@ -325,14 +326,28 @@ def train(
         Literal["float32", "bfloat16"],
         typer.Option(help="Of Tidemill's forward pass; the others' is float32."),
     ] = "float32",
+    weigh: Annotated[
+        list[str] | None,
+        typer.Option(help="Also an option of the loop against none: `compiled` or `bfloat16`; repeat it."),
+    ] = None,
     to: To = None,
     as_json: Json = False,
 ) -> None:
     """How many rows a second train, beside torch's DataLoader and tensors in memory."""
+    from loadtest.train.options import PLAIN, VARIANTS
     from loadtest.train.run import Options, measure
 
+    if unknown := [name for name in weigh or () if name == PLAIN or name not in VARIANTS]:
+        known = ", ".join(name for name in VARIANTS if name != PLAIN)
+        raise InvalidConfiguration(f"--weigh {unknown[0]}: there are {known}")
     options = Options(
-        days=days, rounds=rounds, batch_rows=batch_rows, threads=threads, seed=seed, precision=precision
+        days=days,
+        rounds=rounds,
+        batch_rows=batch_rows,
+        threads=threads,
+        seed=seed,
+        precision=precision,
+        also=tuple(weigh or ()),
     )
     with console.status("") as status:
         result = measure(options, said=status.update)
@@ -343,6 +358,13 @@ def train(
         console.print(
             f"against {target['title']}: {target['cpu']:.2f} by CPU, {target['rate']:.2f} by the clock, "
             f"at least {target['at_least']:g} promised: {met}",
+            highlight=False,
+        )
+    for name in options.also:
+        pays = result.weighed.rows_to_pay(name)
+        console.print(
+            f"{name}: {result.weighed.ratio(name):.2f} times plain by CPU once it runs; "
+            + ("it never pays" if pays is None else f"its start pays from {pays:,.0f} rows of a training on"),
             highlight=False,
         )
     console.print(f"written to {file}", highlight=False, soft_wrap=True)

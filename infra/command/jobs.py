@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from infra.command.app import answers, app, console, settings
+from infra.command.drawing import drawn_into
 from schemas import topics
 from schemas.errors import InvalidConfiguration
 from schemas.job import Experiment, JobRequested
@@ -176,18 +177,13 @@ def draw(job: Job, file: Path) -> None:
     Raises:
         InvalidConfiguration: it has said no metrics, or the file is of no kind that can be drawn.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     names = sorted({name for point in job.curve for name in point.metrics})
     if not names:
         raise InvalidConfiguration(
             f"{job.job_id} said no metrics; call ctx.progress(step, of, loss=…) in its model code"
         )
-    figure, axes = pyplot.subplots(len(names), 1, figsize=(8, 2.5 * len(names)), sharex=True, squeeze=False)
-    try:
+    size_inches = (8, 2.5 * len(names))
+    with drawn_into(file, rows=len(names), size_inches=size_inches, share_x=True) as (figure, axes):
         for axis, name in zip(axes[:, 0], names, strict=True):
             for attempt in sorted({point.attempt for point in job.curve}):
                 mine = [p for p in job.curve if p.attempt == attempt and name in p.metrics]
@@ -199,12 +195,6 @@ def draw(job: Job, file: Path) -> None:
                 axis.legend()
         axes[-1, 0].set_xlabel("step")
         figure.suptitle(f"{job.job_id}: {job.state}")
-        figure.tight_layout()
-        figure.savefig(file)
-    except (OSError, ValueError) as error:
-        raise InvalidConfiguration(f"cannot draw into {file}: {error}") from error
-    finally:
-        pyplot.close(figure)
 
 
 @app.command()

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 
 from infra.command.app import answers, app, console, settings
+from infra.command.drawing import drawn_into
 from infra.command.jobs import given, wanted
-from schemas.errors import InvalidConfiguration
 
 if TYPE_CHECKING:
     import optuna
@@ -129,15 +129,10 @@ def draw(study: optuna.Study, file: Path, measure: str) -> None:
     Raises:
         InvalidConfiguration: the file is of no kind that can be drawn.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     scored = [row for row in rows(study) if row["value"] is not None]
     names = sorted({name for row in scored for name in row["params"]})
-    figure, axes = pyplot.subplots(1, 1 + len(names), figsize=(4 * (1 + len(names)), 3.5), squeeze=False)
-    try:
+    columns = 1 + len(names)
+    with drawn_into(file, columns=columns, size_inches=(4 * columns, 3.5)) as (_, axes):
         numbers, values = [row["number"] for row in scored], [row["value"] for row in scored]
         better = max if study.direction.name == "MAXIMIZE" else min
         axes[0, 0].plot(numbers, values, ".", label="trials")
@@ -150,9 +145,3 @@ def draw(study: optuna.Study, file: Path, measure: str) -> None:
         for axis, name in zip(axes[0, 1:], names, strict=True):
             axis.plot([row["params"].get(name) for row in scored], values, ".")
             axis.set_xlabel(name)
-        figure.tight_layout()
-        figure.savefig(file)
-    except (OSError, ValueError) as error:
-        raise InvalidConfiguration(f"cannot draw into {file}: {error}") from error
-    finally:
-        pyplot.close(figure)

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from infra import atomic_file
 from loadtest.ingest.result import command_line, machine, now
+from loadtest.train.options import Compared, compare_options
 from loadtest.train.sides import MEMORY, OURS, OURS_FROM_TABLE, ROWS, SIDES, Side, Task, task_of
 from loadtest.train.table import examples
 from streams.pipelines.flights import flights
@@ -33,6 +34,8 @@ PROMISED = {ROWS: 20.0, MEMORY: 0.9}
 """Times the rows of that side, at least."""
 _OWN = (OURS, OURS_FROM_TABLE)
 _WARM_UP_ROWS = 4_096
+_EPOCHS = 6
+"""Of a turn in which an option is weighed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +51,8 @@ class Options:
     threads: int = 1
     seed: int = 0
     precision: str = "float32"
+    also: tuple[str, ...] = ()
+    """Options of the loop that are weighed against none, by the names of `loadtest.train.options`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +76,7 @@ class Result:
     began: datetime = field(default_factory=now)
     load_before: tuple[float, float, float] = field(default_factory=os.getloadavg)
     rounds: dict[str, list[Round]] = field(default_factory=lambda: {side.name: [] for side in SIDES})
+    weighed: Compared = field(default_factory=Compared)
 
     def median(self, side: str, figure: str) -> float:
         """A side's median of one figure."""
@@ -125,6 +131,7 @@ class Result:
             },
             "ratios": {side.name: self.ratios(side) for side in SIDES if side.name not in _OWN},
             "targets": self.targets(),
+            "options_weighed": self.weighed.as_json(),
         }
 
     def table(self) -> Table:
@@ -187,6 +194,10 @@ def compare(
             for side in SIDES:
                 said(f"round {number + 1} of {options.rounds}: {side.title}")
                 result.rounds[side.name].append(_turn(side, task))
+        if options.also:
+            result.weighed = compare_options(
+                task, list(options.also), rounds=options.rounds, epochs=_EPOCHS, said=said
+            )
         return result
     finally:
         torch.set_num_threads(before)

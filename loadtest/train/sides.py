@@ -155,8 +155,10 @@ class Encoded(Dataset[Batch]):
         return tuple(t[index] for t in self.tensors)
 
 
-def _fitted(task: Task, epochs: int, *, encoded: bool) -> float:
-    """`trainers.loop`, as a job runs it."""
+def fitted(
+    task: Task, epochs: int, *, encoded: bool, report: Callable[[int, float], object] = lambda *_: None
+) -> float:
+    """`trainers.loop`, as a job runs it; gives the last loss. `report` is told steps and their losses."""
 
     class Network(TabularNetwork):
         @classmethod
@@ -171,20 +173,22 @@ def _fitted(task: Task, epochs: int, *, encoded: bool) -> float:
             return nn.functional.binary_cross_entropy_with_logits(self(*features), truth)
 
     losses: list[float] = []
+
+    def note(step: int, _of: int, metrics: Mapping[str, float]) -> None:
+        losses.append(metrics["loss"])
+        report(step, losses[-1])
+
     params = {**task.context.params, "epochs": epochs}
-    ctx = replace(
-        task.context, params=params, _report=lambda _step, _of, metrics: losses.append(metrics["loss"])
-    )
-    fit(Network, ctx)
+    fit(Network, replace(task.context, params=params, _report=note))
     return losses[-1]
 
 
 def _ours(task: Task, epochs: int) -> float:
-    return _fitted(task, epochs, encoded=True)
+    return fitted(task, epochs, encoded=True)
 
 
 def _ours_from_table(task: Task, epochs: int) -> float:
-    return _fitted(task, epochs, encoded=False)
+    return fitted(task, epochs, encoded=False)
 
 
 def _our_batches(task: Task) -> Iterator[Batch]:
