@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 _TURN_S = 0.0005
 _WORK_S = 0.0003
-_PAUSES = 4.0
+_PAUSES = 8.0
 
 _lock = threading.Lock()
 _inside = 0

@@ -23,7 +23,7 @@ from .turns import Turns
 _PAUSES_S = (0.05, 0.2, 0.8, 2.0)
 _KEPT = 3
 _WRITE_BYTES = 131_072
-_PAUSE_S = 0.002
+_PAUSE_S = 0.004
 _OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
 
 

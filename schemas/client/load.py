@@ -141,7 +141,10 @@ def _is_finite(tensor: Any) -> bool:
 
 
 def _at_most(allowed: int) -> contextlib.AbstractContextManager[Any]:
-    """Networks made inside hold no more numbers than that: a config cannot claim the memory's end."""
+    """Networks made inside hold no more numbers than that: a config cannot claim the memory's end.
+
+    Nor are they filled with random ones: every number comes from the weights.
+    """
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -150,6 +153,8 @@ def _at_most(allowed: int) -> contextlib.AbstractContextManager[Any]:
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             breathe()
+            if getattr(func, "__module__", None) == torch.nn.init.__name__:
+                return (kwargs or {}).get("tensor", args[0] if args else None)
             if func is torch.empty:
                 self.made += math.prod(args if isinstance(args[0], int) else args[0])
                 if self.made > allowed:
