@@ -52,7 +52,16 @@ from .prediction import Predictions
 from .profile import ColumnProfile, Profile, SliceProfile, WindowProfiled
 from .selection import Balanced
 from .standing import OpenWindow, PartitionStands, PipelineStands
-from .window import Moments, Summary, Window, WindowAmended, WindowClosed, WindowExcluded, WindowIncluded
+from .window import (
+    DatasetSwitched,
+    Moments,
+    Summary,
+    Window,
+    WindowAmended,
+    WindowClosed,
+    WindowExcluded,
+    WindowIncluded,
+)
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
@@ -240,6 +249,17 @@ _ALL: tuple[Announcement, ...] = (
         decided_by="on-call",
         decided_ms=_NOW_MS,
         dataset_version=416,
+    ),
+    DatasetSwitched(
+        pipeline="flights",
+        epoch=1,
+        before="flights",
+        dataset="flights@3f1c2ab4",
+        rules_sha256="3f1c2ab4" + 56 * "0",
+        reason="distances above 12,000 km are refused now",
+        decided_by="ann",
+        decided_ms=1_764_000_000_000,
+        dataset_version=812,
     ),
     WindowIncluded(
         pipeline="flights",

@@ -233,11 +233,12 @@ FEATURES = Topic(
 )
 WINDOWS = _announced(
     "tidemill.windows",
-    "Windows that closed, amendments by late rows, and spans that a person excluded from training.",
+    "Windows that closed or were amended by late rows, excluded spans, and switches of the live dataset.",
     window.WindowClosed,
     window.WindowAmended,
     window.WindowExcluded,
     window.WindowIncluded,
+    window.DatasetSwitched,
     producer="stream worker",
     consumers=("engineers", "trigger"),
     key="pipeline",

@@ -80,7 +80,10 @@ class WindowAmended(WindowStatement, frozen=True, kw_only=True):
     late_rows: Annotated[int, Meta(description="rows that this amendment adds")]
 
     def event_id(self) -> str:
-        return f"{self.pipeline}/{self.window}/amended/{self.dataset_version}"
+        # Versions of two datasets of one pipeline may be the same number.
+        replayed = self.dataset_uri.rpartition("/")[2].partition("@")[2]
+        version = f"{replayed}.{self.dataset_version}" if replayed else self.dataset_version
+        return f"{self.pipeline}/{self.window}/amended/{version}"
 
 
 class ExclusionStatement(Announcement, frozen=True, kw_only=True):
@@ -106,6 +109,30 @@ class WindowExcluded(ExclusionStatement, frozen=True, kw_only=True):
 
     def event_id(self) -> str:
         return f"{self.pipeline}/{self.window}/excluded/{self.dataset_version}"
+
+
+@announces("dataset.switched")
+class DatasetSwitched(Announcement, frozen=True, kw_only=True):
+    """From here on another dataset is the pipeline's live one. Taken back by another of these."""
+
+    pipeline: str
+    epoch: Annotated[int, Meta(description="which switch of the pipeline it is, from 1")]
+    before: Annotated[str, Meta(description="name of the dataset that was live; this is its last word")]
+    dataset: Annotated[str, Meta(description="name of the dataset that is live now")]
+    rules_sha256: Annotated[str, Meta(description="of the pipeline's file by which workers go on")]
+    reason: str
+    decided_by: str
+    decided_ms: TimeMs
+    dataset_version: Annotated[int, Meta(description="version of `before` whose commit holds the decision")]
+
+    def event_id(self) -> str:
+        return f"{self.pipeline}/switched/{self.epoch}"
+
+    def subject(self) -> str:
+        return f"{self.pipeline}/{self.dataset}"
+
+    def key(self) -> str:
+        return self.pipeline
 
 
 @announces("window.included")

@@ -23,6 +23,7 @@ from infra.observe.instruments import Instruments
 from infra.observe.server import ObserveServer
 from infra.observe.traces import Traces, begin
 from infra.settings_model import Settings
+from infra.switched import live_dataset, refuse_others
 from schemas.errors import InvalidConfiguration
 from streams.by_model import Following
 from streams.check.pipeline import refuse_mistakes
@@ -141,9 +142,13 @@ def create_app(
     app.patience_s = settings.kafka.patience_s
     instruments = Instruments("worker")
     app.traces = begin(settings.traces, part="worker")
+    refuse_others(settings.paths.dataset, pipeline.name, loaded.sha256)
+    live, since = live_dataset(settings.paths.dataset, pipeline.name)
     app.worker = StreamWorker(
         pipeline,
         dataset_dir=settings.paths.dataset,
+        dataset=live.name,
+        since=since,
         connection=connection,
         options=options,
         upkeep=settings.upkeep,

@@ -29,6 +29,7 @@ from infra.observe.server import Readiness
 from infra.observe.traces import Traces
 from infra.settings_model import Metrics, Upkeep
 from infra.settings_model import Worker as Options
+from infra.switched import Switched, SwitchedAway
 from schemas import topics
 from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration, Retryable
@@ -125,6 +126,8 @@ class StreamWorker:
         dataset_dir: Path,
         connection: Connection,
         options: Options,
+        dataset: str = "",
+        since: Switched | None = None,
         upkeep: Upkeep | None = None,
         configuration_sha256: str = "",
         writers: Writers | None = None,
@@ -138,7 +141,8 @@ class StreamWorker:
         self.connection = connection
         self.options = options
         self._upkeep = upkeep or Upkeep()
-        self.uri = str(dataset_dir / pipeline.name)
+        self.uri = str(dataset_dir / (dataset or pipeline.name))
+        self._since = since
         self.totals = Totals()
         self._configuration = configuration_sha256
         self._now_ms = now_ms
@@ -194,6 +198,7 @@ class StreamWorker:
             instruments=self.observed.instruments,
             traces=self._traces,
             assessor=Assessor(self.pipeline, self.uri, self.connection, self._commit_counts),
+            since=self._since,
         )
         self.observed.herald = self._herald
         keeper = Keeper(
@@ -321,6 +326,7 @@ class StreamWorker:
         await self._count_partitions()
         async with self._ledger_lock:
             await asyncio.to_thread(self._ledger.refresh)
+            self._ledger.refuse_switched()
             # Asked after the ledger: another worker may be moving on, and the end must not be the older.
             bounds = await self.consumer.bounds(set(assigned))
             starts: dict[TP, int] = {}
@@ -472,6 +478,13 @@ class StreamWorker:
                 self.observed.count(metrics.FENCED)
                 log.warning("fenced", error=str(error))
                 await self._start_over()
+            except SwitchedAway:
+                self._drop()
+                if (
+                    self._herald.leads
+                ):  # it has the dataset's last words to say, and then it ends this process
+                    await asyncio.sleep(_LAST_WORK_S)
+                raise
             except DatasetNotWritable as error:  # and it ends: else it would have been waited out
                 log.warning("ends without its last commit", error=str(error))
                 self._let_go()

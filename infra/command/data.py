@@ -46,12 +46,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 
 def _place(named: str | None) -> tuple[Pipeline, str]:
-    """The pipeline and the address of its dataset."""
+    """The pipeline and the address of its live dataset."""
+    from infra.switched import live_dataset
     from streams.load import load_pipeline
 
     configured = settings()
     pipeline = load_pipeline(named or configured.worker.pipeline).pipeline
-    return pipeline, str(configured.paths.dataset / pipeline.name)
+    return pipeline, str(live_dataset(configured.paths.dataset, pipeline.name)[0])
 
 
 def _coverage(pipeline: Pipeline, uri: str, windows: list[Window], version: int) -> list[Coverage | None]:

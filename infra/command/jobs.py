@@ -288,6 +288,7 @@ def _from_pipeline(named: str | None) -> Experiment:
     from infra.exclusion import excluded_at
     from infra.kafka.read import read_to_end
     from infra.submit import connected
+    from infra.switched import live_dataset
     from schemas.envelope import NotAnAnnouncement, open_record, unwrap
     from schemas.window import WindowClosed
     from streams.by_hand import experiment_now
@@ -306,7 +307,7 @@ def _from_pipeline(named: str | None) -> Experiment:
                     found.append(event)
         return found
 
-    dataset = configured.paths.dataset / loaded.pipeline.name
+    dataset, _ = live_dataset(configured.paths.dataset, loaded.pipeline.name)
     excluded = [each.span for each in excluded_at(str(dataset))] if dataset.is_dir() else []
     return experiment_now(loaded, asyncio.run(windows()), excluded)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from rich.table import Table
 
 from infra.command.app import answers, app, console, settings
 from infra.settings import Settings
+from infra.submit import connected
+from infra.switched import live_dataset
 from schemas.errors import InvalidConfiguration
 
 if TYPE_CHECKING:
@@ -136,6 +139,8 @@ def replay(
         )
     began_s = time.perf_counter()
     name = replaying.version_name(edited)
+    if live_dataset(folder, live.pipeline.name)[0].name == name:
+        raise InvalidConfiguration(f"{name} is the live dataset already: its worker takes in what comes")
     console.print(f"rebuilding as {name} in {folder}; stopped, the same command goes on", soft_wrap=True)
 
     async def run() -> int:
@@ -167,6 +172,66 @@ def replay(
     show(report, html=html, as_json=as_json, title=f"{report.pipeline}: {name} beside the live dataset")
 
 
+@app.command()
+def switch(
+    pipeline: Annotated[str, typer.Argument(help="Module or file of the pipeline by which workers go on.")],
+    reason: Annotated[str, typer.Option(help="Why; it is announced, and asked for later.")],
+    against: Annotated[
+        str, typer.Option(help="The rules of the dataset that is live: a file, a module, or git:REVISION.")
+    ] = "git:HEAD",
+    back: Annotated[bool, typer.Option("--back", help="Take the newest switch back.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Stay in the live dataset, and go on by this file's rules.")
+    ] = False,
+    by: Annotated[str | None, typer.Option(help="Who decides; else your user's name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a replayed dataset the pipeline's live one. Workers of the other end; start them by the new rules.
+
+    They read on from where that dataset stands: no event is lost, none is in it twice. What was announced is
+    not announced again. `--back` takes it back, by the rules of the dataset before.
+    """
+    from infra.logging import configure as configure_log
+    from streams.check.pipeline import refuse_mistakes
+    from streams.lab import switch as switching
+    from streams.lab.against import load_against
+    from streams.lab.replay import version_name
+    from streams.load import load_pipeline
+
+    configured = settings()
+    configure_log(configured.log, part="switch")
+    live, new = load_against(pipeline, against), load_pipeline(pipeline)
+    refuse_mistakes(new.pipeline)
+    if new.pipeline.name != live.pipeline.name:
+        raise InvalidConfiguration(f"{pipeline} is pipeline {new.pipeline.name}, not {live.pipeline.name}")
+    if not reason.strip():
+        raise InvalidConfiguration("say why, by --reason: whoever meets the switch will ask")
+    folder, newest = live_dataset(configured.paths.dataset, live.pipeline.name)
+    if back and newest is None:
+        raise InvalidConfiguration(f"pipeline {live.pipeline.name} was never switched: nothing to take back")
+    to = folder.name if keep else newest.before if back and newest is not None else version_name(new)
+    done = asyncio.run(
+        switching.switch(
+            live,
+            new,
+            configured.paths.dataset,
+            connected(configured),
+            to=to,
+            reason=reason,
+            by=by or getpass.getuser(),
+            keep=keep,
+        )
+    )
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(done)))
+    console.print(
+        f"{done.to} is the live dataset of pipeline {live.pipeline.name}, {done.before} was it; "
+        f"start the workers by {pipeline}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
 @asynccontextmanager
 async def recorded(
     configured: Settings,
@@ -182,7 +247,6 @@ async def recorded(
     Raises:
         InvalidConfiguration: a time or a file is not written so, or no cluster is there.
     """
-    from infra.submit import connected
     from streams.lab.recorded import from_cluster, from_files
 
     span = {"from_ms": at_ms(from_), "to_ms": at_ms(to)}

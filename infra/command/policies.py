@@ -62,6 +62,7 @@ def policies(
     from infra.lab.policies.picture import draw
     from infra.lab.policies.result import judge
     from infra.lab.policies.run import run
+    from infra.switched import live_dataset
     from streams.load import load_pipeline
 
     configured = settings()
@@ -85,7 +86,7 @@ def policies(
 
         recorded, walked = run(
             loaded,
-            dataset or configured.paths.dataset / loaded.pipeline.name,
+            dataset or live_dataset(configured.paths.dataset, loaded.pipeline.name)[0],
             tried,
             folder,
             start_ms=_time(start),

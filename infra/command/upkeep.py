@@ -81,6 +81,8 @@ def history(
 def _what(operation: str, metadata: dict[str, object]) -> str:
     if "excluded" in metadata:
         return "exclusion"
+    if "switched" in metadata:
+        return "switch"
     if "judged" in metadata:
         return "answers judged"
     if "offsets" in metadata:

@@ -8,8 +8,9 @@ same ids, so after a crash the fold is simply taken up again where the topics en
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ import polars as pl
 from infra.dataset import META
 from infra.exclusion import Exclusion, decision_of
 from infra.point_in_time import compute, with_labels
+from infra.switched import Switched, switch_of
 from schemas import topics
 from schemas.contract import Announcement
 from schemas.decision import Decision
@@ -25,7 +27,14 @@ from schemas.envelope import ARROW_STREAM, Envelope, wrap
 from schemas.features import AsOf, FeatureSpec
 from schemas.job import JobRequested
 from schemas.profile import Profile, WindowProfiled
-from schemas.window import Window, WindowAmended, WindowClosed, WindowExcluded, WindowIncluded
+from schemas.window import (
+    DatasetSwitched,
+    Window,
+    WindowAmended,
+    WindowClosed,
+    WindowExcluded,
+    WindowIncluded,
+)
 from streams.closing import Closing, Turn
 from streams.ingest import source_schema
 from streams.live.track import Live
@@ -97,6 +106,8 @@ class Announcer:
     """Folds commits of one pipeline into announcements.
 
     `read_rows` reads the dataset for what is older than the tail: rows and windows that come very late.
+    `since` is the switch that made the dataset the live one: what was ready in the one before, and the
+    windows `closed_before`, are announced already.
     """
 
     def __init__(
@@ -107,7 +118,11 @@ class Announcer:
         *,
         read_rows: ReadRows,
         configuration_sha256: str = "",
+        since: Switched | None = None,
+        closed_before: Set[Window] = frozenset(),
     ) -> None:
+        self._since = since
+        self._closed_before = closed_before
         self.pipeline = pipeline
         self.dataset_uri = dataset_uri
         self.progress = progress
@@ -133,7 +148,7 @@ class Announcer:
         had_ms = progress.watermark_ms
         progress.version = commit.version
         self._take_in(commit)
-        yield self._exclusions(commit) + self._windows(commit, had_ms)
+        yield self._exclusions(commit) + self._windows(commit, had_ms) + self._switches(commit)
         features = self._features(commit)
         self._forget()
         yield features
@@ -169,6 +184,29 @@ class Announcer:
         )
         return [self._say(topics.WINDOWS.name, said, commit)]
 
+    def _switches(self, commit: Commit) -> list[Announced]:
+        """The dataset's last word, where another is live from then on."""
+        switch = switch_of(commit.metadata)
+        if switch is None or not self.ends_by(switch):
+            return []
+        said = DatasetSwitched(
+            pipeline=self.pipeline.name,
+            epoch=switch.epoch,
+            before=switch.before,
+            dataset=switch.to,
+            rules_sha256=switch.rules_sha256,
+            reason=switch.reason,
+            decided_by=switch.by,
+            decided_ms=switch.at_ms,
+            dataset_version=commit.version,
+        )
+        return [self._say(topics.WINDOWS.name, said, commit)]
+
+    def ends_by(self, switch: Switched) -> bool:
+        """Whether that switch is from this dataset, and later than the one to it."""
+        epoch = self._since.epoch if self._since else 0
+        return switch.epoch > epoch and switch.before == Path(self.dataset_uri).name
+
     def _features(self, commit: Commit) -> list[Announced]:
         """Rows whose event time all sources have passed: nothing that they look at can still come."""
         progress = self.progress
@@ -176,15 +214,17 @@ class Announcer:
             return []
         passed = pl.col("_time") < progress.watermark_ms
         ready = progress.pending.filter(passed)
+        progress.pending = progress.pending.filter(~passed)
+        if self._since is not None and self._since.watermark_ms is not None:
+            ready = ready.filter(~_announced_before(self._since.read, self._since.watermark_ms))
         if ready.height == 0:
             return []
-        progress.pending = progress.pending.filter(~passed)
         records = []
         for number, chunk in enumerate(self._computed(commit, ready).iter_slices(ROWS_PER_RECORD)):
             sink = io.BytesIO()
             chunk.write_ipc_stream(sink, compression="lz4")
             envelope = Envelope(
-                id=f"{self.pipeline.name}/features/{commit.version}/{number}",
+                id=f"{self.pipeline.name}/features/{self._epoch()}{commit.version}/{number}",
                 type=FEATURES_TYPE,
                 source=self._source,
                 subject=self.pipeline.name,
@@ -221,6 +261,7 @@ class Announcer:
         turns = progress.windows.take(
             accounts(self.pipeline, commit), had_ms=had_ms, mark_ms=progress.watermark_ms
         )
+        turns = [t for t in turns if t.late_rows is not None or t.window not in self._closed_before]
         labelled = self._labelled(commit, turns)
         profiles = self._profiles(commit, [turn for turn in turns if turn.late_rows is None])
         said: list[Announced] = []
@@ -349,7 +390,12 @@ class Announcer:
         )
 
     def _extensions(self, commit: Commit) -> dict[str, str]:
-        return {"ledgerversion": str(commit.version), "pipeline": self.pipeline.name}
+        said = {"ledgerversion": str(commit.version), "pipeline": self.pipeline.name}
+        return said if self._since is None else {**said, "epoch": str(self._since.epoch)}
+
+    def _epoch(self) -> str:
+        """Before a version in an id: versions of two datasets may be the same number."""
+        return "" if self._since is None else f"{self._since.epoch}."
 
     def _forget(self) -> None:
         """Drop rows and windows that nothing to come can look at."""
@@ -359,6 +405,14 @@ class Announcer:
         progress.tail_from_ms = remember_from_ms(self.pipeline, progress)
         for topic, tail in progress.tail.items():
             progress.tail[topic] = tail.filter(pl.col("_time") >= progress.tail_from_ms)
+
+
+def _announced_before(read: Mapping[str, int], watermark_ms: int) -> pl.Expr:
+    """Rows of the main source that the dataset which was live had read, and whose time it had passed."""
+    known = pl.lit(value=False)
+    for number, position in read.items():
+        known |= (pl.col("_partition") == int(number)) & (pl.col("_offset") < position)
+    return known & (pl.col("_time") < watermark_ms)
 
 
 def decided(

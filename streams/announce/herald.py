@@ -21,6 +21,7 @@ from infra.kafka.connection import Connection
 from infra.observe import metrics
 from infra.observe.instruments import Instruments
 from infra.observe.traces import Traces
+from infra.switched import Switched, SwitchedAway, switch_of
 from schemas import topics
 from schemas.decision import Decision
 from schemas.envelope import wrap
@@ -72,7 +73,9 @@ class Herald:
         instruments: Instruments | None = None,
         traces: Traces | None = None,
         assessor: Assessor | None = None,
+        since: Switched | None = None,
     ) -> None:
+        self._since = since
         self._traces = traces
         self._assessor = assessor if assessor is not None and assessor.is_wanted else None
         self._instruments = instruments or Instruments("worker")
@@ -141,10 +144,23 @@ class Herald:
                         async with asyncio.timeout(_LOOK_S):
                             await self._committed.wait()
 
+    async def finish(self) -> None:
+        """Say what the log has still to say, and no more; where it ends by a switch, to that."""
+        announcer, known = await self._take_up()
+        with contextlib.suppress(SwitchedAway):
+            while await self._announce_next(announcer, known):
+                pass
+
     async def _take_up(self) -> tuple[Announcer, set[str]]:
         """Where the announcements stand, from the topics and the log."""
         began = time.perf_counter()
-        stands = await standing(self.connection, self.pipeline.name)
+        name, since = self.pipeline.name, self._since
+        stands = await standing(self.connection, name, since.epoch if since else 0)
+        if since is not None and since.event_id(name) not in stands.versions:
+            raise SwitchedAway(
+                f"the switch of pipeline {name} from {since.before} to {since.to} is half made: not all of "
+                f"{since.before} is announced. Run the same `tidemill switch` again"
+            )
         dataset = Dataset(self.uri)
         newest = await asyncio.to_thread(dataset.newest_version)
         if stands.version > newest:
@@ -152,7 +168,10 @@ class Herald:
         # The newest version that the topics know may have gone out in part: it is announced again, without
         # the ids that are there.
         progress = await asyncio.to_thread(
-            recall, self.pipeline, self.uri, through_version=max(stands.version - 1, -1)
+            recall,
+            self.pipeline,
+            self.uri,
+            through_version=max(stands.version - 1, since.after_version if since else -1),
         )
         progress.history = stands.history_before(stands.version, beginning(self.pipeline))
         self.totals.version = progress.version
@@ -175,6 +194,8 @@ class Herald:
             progress,
             read_rows=dataset.rows,
             configuration_sha256=self._configuration,
+            since=since,
+            closed_before=stands.closed_before(),
         )
         if self._assessor is not None:
             await self._assessor.take_up(progress.version)
@@ -219,6 +240,13 @@ class Herald:
         took_s = time.perf_counter() - began
         self.totals.busy_s += took_s
         self._instruments.took(metrics.ANNOUNCE_SECONDS, took_s, self.pipeline.name)
+        switch = switch_of(commit.metadata)
+        if switch is not None and announcer.ends_by(switch):
+            raise SwitchedAway(
+                f"{switch.by} switched pipeline {self.pipeline.name} to the dataset {switch.to} "
+                f"({switch.reason}); all of {switch.before} is announced. Start the worker by the rules of "
+                f"{switch.to}"
+            )
         return True
 
     async def _publish(self, announced: Sequence[Announced], version: int, *, but_not: set[str]) -> None:

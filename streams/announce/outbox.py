@@ -19,7 +19,7 @@ from schemas.contract import type_of
 from schemas.decision import Decision
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap_as
 from schemas.profile import Profile, WindowProfiled
-from schemas.window import WindowClosed
+from schemas.window import Window, WindowClosed
 from streams.announce.fold import Announced, after_decision
 from streams.ledger.commit import Partition
 from streams.trigger import History
@@ -38,20 +38,35 @@ _TAILS = {topics.FEATURES.name: 200, topics.JOBS.name: 5_000}
 
 @dataclass(slots=True)
 class Standing:
-    """What the topics say a pipeline has announced: the newest version, its ids, the trigger's history."""
+    """What the topics say a pipeline has announced: the newest version, its ids, the trigger's history.
 
+    `version` and `ids` are of the dataset that is live since the `epoch`-th switch, `epochs` says of each id
+    from an earlier or later one of which; none: of the time before there was any.
+    """
+
+    epoch: int = 0
     version: int = -1
     ids: set[str] = field(default_factory=set)
     closed: list[WindowClosed] = field(default_factory=list)
     decisions: dict[str, Decision] = field(default_factory=dict)
     profiles: dict[str, Profile] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+
+    def place(self, closed: WindowClosed) -> tuple[int, int, Window]:
+        """Where the closing of a window stands among all that were announced."""
+        announced = closed.event_id()
+        return self.epochs.get(announced, 0), self.versions[announced], closed.window
+
+    def closed_before(self) -> set[Window]:
+        """Windows that closed in datasets which were live before."""
+        return {closed.window for closed in self.closed if self.place(closed)[0] < self.epoch}
 
     def history_before(self, version: int, beginning: History) -> History:
         """The trigger's history of all windows that closed before a version."""
         history = beginning
         for closed in self.closed:
-            if self.versions[closed.event_id()] < version:
+            if self.place(closed)[:2] < (self.epoch, version):
                 name = f"{closed.pipeline}/{closed.window}"
                 history = after_decision(
                     history,
@@ -62,9 +77,9 @@ class Standing:
         return history
 
 
-async def standing(connection: Connection, pipeline: str) -> Standing:
-    """Read back what a pipeline has announced."""
-    found = Standing()
+async def standing(connection: Connection, pipeline: str, epoch: int = 0) -> Standing:
+    """Read back what a pipeline has announced, up to and since its `epoch`-th switch of the live dataset."""
+    found = Standing(epoch=epoch)
     by_version: dict[int, set[str]] = {}
     async for record in read_to_end(connection, {topic: _TAILS.get(topic) for topic in OUTBOX_TOPICS}):
         try:
@@ -74,18 +89,21 @@ async def standing(connection: Connection, pipeline: str) -> Standing:
         said = envelope.extensions
         if said.get("pipeline") != pipeline or "ledgerversion" not in said:
             continue
-        version = int(said["ledgerversion"])
-        by_version.setdefault(version, set()).add(envelope.id)
+        version, of = int(said["ledgerversion"]), int(said.get("epoch", 0))
+        if of == epoch:
+            by_version.setdefault(version, set()).add(envelope.id)
         if envelope.id in found.versions:
             continue
         found.versions[envelope.id] = version
+        if of:
+            found.epochs[envelope.id] = of
         if envelope.type == type_of(WindowClosed):
             found.closed.append(unwrap_as(envelope, WindowClosed))
         elif envelope.type == type_of(Decision):
             found.decisions[envelope.id] = unwrap_as(envelope, Decision)
         elif envelope.type == type_of(WindowProfiled):
             found.profiles[envelope.id] = unwrap_as(envelope, WindowProfiled).profile
-    found.closed.sort(key=lambda window: (found.versions[window.event_id()], window.window))
+    found.closed.sort(key=found.place)
     if by_version:
         found.version = max(by_version)
         found.ids = by_version[found.version]

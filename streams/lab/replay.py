@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infra.dataset import Dataset
+from infra.switched import live_dataset
 from streams.decode.avro import Writers
 from streams.lab.compare import Report, differences
 from streams.lab.recorded import Recorded
@@ -79,13 +80,13 @@ def report_on(
     """What differs between the live dataset and the one made anew, over the records that both have read.
 
     Args:
-        live: the rules of the dataset that bears the pipeline's own name.
+        live: the rules of the pipeline's live dataset.
         began_s: by `time.perf_counter`.
 
     Raises:
         DatasetUnreadable: one of both is not there.
     """
-    old, new = dataset_dir / live.pipeline.name, dataset_dir / version_name(edited)
+    (old, _), new = live_dataset(dataset_dir, live.pipeline.name), dataset_dir / version_name(edited)
     found = differences(((live.pipeline, old), (edited.pipeline, new)))
     versions = [f"{uri.name} version {Dataset(uri).newest_version()}" for uri in (old, new)]
     return Report(

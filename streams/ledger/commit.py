@@ -22,6 +22,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from infra.dataset import COMMIT_METADATA, META, entry_of, transaction_name
+from infra.switched import SWITCHED, SwitchedAway
 from schemas.errors import InvalidConfiguration, Retryable
 from streams.ledger.entry import add, entry, put, transactions, write_file
 
@@ -77,8 +78,8 @@ class Advance:
 class Ledger:
     """Write access to one pipeline's dataset. One per worker; not safe for threads."""
 
-    def __init__(self, uri: str | Path, schema: Mapping[str, Any]) -> None:
-        """Open the dataset, or make it.
+    def __init__(self, uri: str | Path, schema: Mapping[str, Any] | None) -> None:
+        """Open the dataset, or make it; without a schema, as it is there.
 
         Raises:
             DatasetDiffers: it is there with other columns.
@@ -86,13 +87,14 @@ class Ledger:
             DatasetNotWritable: it cannot be made.
         """
         self.uri = str(uri)
-        self.schema = pl.Schema({**META, **schema})
+        self.schema = pl.Schema({**META, **(schema or {})})
         # What the table's transactions say at this version: each costs a scan to ask for.
         self._said: dict[str, int | None] = {}
-        self._table = self._open()
+        self._table = self._open(as_it_is=schema is None)
         self._version = self._table.version()
+        self._switched_at = self.marked(SWITCHED)
 
-    def _open(self) -> DeltaTable:
+    def _open(self, *, as_it_is: bool) -> DeltaTable:
         try:
             if not DeltaTable.is_deltatable(self.uri):
                 if "://" not in self.uri:
@@ -110,6 +112,8 @@ class Ledger:
                 f"cannot open or make the dataset at {self.uri}: {error}; check its folder, space and rights"
             ) from error
         found = pl.scan_delta(table).collect_schema()
+        if as_it_is:
+            self.schema = pl.Schema(found)
         if dict(found) != dict(self.schema):
             odd = sorted({n for n in {*found, *self.schema} if found.get(n) != self.schema.get(n)})
             raise DatasetDiffers(
@@ -146,6 +150,14 @@ class Ledger:
         """Watermark of the pipeline, epoch ms, as of the newest commit."""
         return self._ask(_PIPELINE)
 
+    def refuse_switched(self) -> None:
+        """Raises SwitchedAway where the pipeline's live dataset was switched since this was opened."""
+        if self.marked(SWITCHED) != self._switched_at:
+            raise SwitchedAway(
+                f"the live dataset of this pipeline was switched, as {self.uri} says: start the worker anew, "
+                "by the rules that were switched to"
+            )
+
     def marked(self, name: str) -> int | None:
         """The newest version that was committed under that mark; None where none was."""
         return self._ask(name)
@@ -177,6 +189,7 @@ class Ledger:
 
         Raises:
             Fenced: a partition's position is not where the advance starts.
+            SwitchedAway: the live dataset was switched since this was opened; nothing is committed any more.
             Overtaken: another worker's commit came first; nothing was committed.
             DatasetNotWritable: nothing was committed; the same commit may be tried again.
         """
@@ -187,6 +200,7 @@ class Ledger:
             said[_PIPELINE] = pipeline_watermark_ms
         version = self._version + 1
         said |= dict.fromkeys(marks, version)
+        self.refuse_switched()
         self._check_fence(advances)
         try:
             self._append(version, rows.select(self.schema.names()), said, metadata)

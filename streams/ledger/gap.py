@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from infra.kafka.connection import Connection
+from infra.switched import live_dataset
 from schemas.errors import InvalidConfiguration
 from streams.ingest import dataset_schema
 from streams.ledger.commit import Advance, Ledger, Partition
@@ -62,7 +63,7 @@ async def accept_gap(
         raise NoGap(
             f"{topic} is no source of pipeline {pipeline.name}; it has {', '.join(pipeline.sources())}"
         )
-    ledger = Ledger(dataset_dir / pipeline.name, dataset_schema(pipeline))
+    ledger = Ledger(live_dataset(dataset_dir, pipeline.name)[0], dataset_schema(pipeline))
     at = ledger.position(partition)
     first, end = await _bounds(connection, partition)
     try:
