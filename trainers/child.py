@@ -31,7 +31,7 @@ from trainers.standby import YIELD
 from trainers.work import perform
 
 _PROGRESS_EVERY_S = 0.1
-_NICENESS = 5
+NICENESS = 5
 _FIRST_TO_GO = b"500"
 decoder(Assignment)  # made while the warm process imports this, for all that are forked from it
 
@@ -98,7 +98,7 @@ def _settle_in(assignment: Assignment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
+        os.nice(NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(_FIRST_TO_GO)
     os.environ["POLARS_MAX_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(assignment.threads)

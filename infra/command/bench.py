@@ -373,6 +373,38 @@ def train(
 
 
 @bench.command()
+def beside(
+    events: Annotated[int, typer.Option(min=50_000, help="Events that each turn reads.")] = 2_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that ingest is measured each way.")] = 5,
+    to: To = None,
+    as_json: Json = False,
+) -> None:
+    """What ingest keeps of its speed while a training runs on a core of its own beside it."""
+    from loadtest.beside.run import PROMISED, run
+
+    configured = settings()
+    with console.status("") as status:
+        result = run(events=events, rounds=rounds, cache_dir=configured.cache_dir, said=status.update)
+    file = result.write(to or configured.paths.home / "bench")
+    table = Table("turn", "events/s", "CPU µs/event", "rows/s trained beside")
+    for name, turns in (("alone", result.alone), ("beside a training", result.beside)):
+        for turn in turns:
+            trained = "" if turn.trained_rows_s is None else f"{turn.trained_rows_s:,.0f}"
+            ingest = turn.ingest
+            table.add_row(name, f"{ingest.rate_events_s:,.0f}", f"{ingest.cpu_us_per_event:.2f}", trained)
+    console.print(table)
+    ratios = result.ratios()
+    console.print(
+        f"ingest keeps {ratios['cpu']:.3f} by CPU, {ratios['rate']:.3f} by the clock; at least {PROMISED:g} "
+        f"promised: {'met' if result.holds else '[red]not met[/]'}",
+        highlight=False,
+    )
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(result.as_json()))
+
+
+@bench.command()
 def page(
     minutes: Annotated[float, typer.Option(min=0.5, help="The demo is looked at for so long.")] = 60.0,
     stay_s: Annotated[
