@@ -66,7 +66,10 @@ def test_work_aside_pauses_for_longer_than_it_has_worked_and_other_work_never() 
 
 def test_a_full_round_of_the_garbage_collector_looks_at_no_import() -> None:
     program = """
+import atexit
 import gc
+
+atexit.register(lambda: print(gc.get_freeze_count(), "frozen at the end"))
 from schemas.client.aside import spare_imports
 from schemas.client.load import import_libraries
 
@@ -82,8 +85,14 @@ gc.unfreeze()
 gc.disable()
 spare_imports()
 assert gc.get_freeze_count() == 0, "a service without the collector is left as it is"
+gc.enable()
+spare_imports()
+assert gc.get_freeze_count() > 0
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout == "0 frozen at the end\n"
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

@@ -10,6 +10,7 @@ what is imported is taken out of its rounds.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 import threading
@@ -69,3 +70,5 @@ def spare_imports() -> None:
     if gc.isenabled() and gc.get_freeze_count() == 0:
         gc.collect()
         gc.freeze()
+        # At the end of the process it may look at all: some extensions complain of what nobody collected.
+        atexit.register(gc.unfreeze)
