@@ -89,11 +89,16 @@ def refuse_others(dataset_dir: Path, pipeline: str, rules_sha256: str) -> None:
     """Let no worker begin on a pipeline's live dataset by other rules than were switched to.
 
     Raises:
-        SwitchedAway: the rules are others, or a switch is half made.
+        SwitchedAway: the rules are others, a switch is half made, or the live dataset is not there.
     """
     folder, switch = live_dataset(dataset_dir, pipeline)
     if switch is None:
         return
+    if not (folder / "_delta_log").is_dir():
+        raise SwitchedAway(
+            f"the live dataset of pipeline {pipeline} is {switch.to}, and {folder} is not there: restore it; "
+            "another would begin with what the cluster still has"
+        )
     half = newest_switch(folder)
     if half is not None and half.epoch > switch.epoch:
         raise SwitchedAway(

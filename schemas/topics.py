@@ -318,7 +318,7 @@ PREDICTIONS = _announced(
     "What services answered, with which model.",
     prediction.Predictions,
     producer="services",
-    consumers=("engineers", "demo"),
+    consumers=("engineers", "demo", "stream worker"),
     key="service",
     retention_days=30,
     max_bytes=16_777_216,

@@ -11,6 +11,7 @@ from pathlib import Path
 from infra.kafka.acls import Acl, acls
 from schemas import topics
 from streams.announce.outbox import OUTBOX_TOPICS
+from streams.live.assessor import FOLLOWED as HEARD
 from trainers.bulletin import FOLLOWED
 
 TIDEMILL = Path(sys.executable).with_name("tidemill")
@@ -33,7 +34,7 @@ def test_worker_and_trainer_may_do_what_they_do() -> None:
     spoken = {*OUTBOX_TOPICS, topics.DEAD_LETTERS.name, topics.ALERTS.name, topics.STANDINGS.name}
     raw = {topic.name for topic in topics.TOPICS if topic.unknown_fields == "refuse"}
     assert spoken <= may("worker", "Write") & may("worker", "Read")
-    assert raw <= may("worker", "Read")
+    assert {*raw, *HEARD} <= may("worker", "Read")
     followed = {topic.name for topic in FOLLOWED}
     assert followed <= may("trainer", "Write") & may("trainer", "Read") & may("trainer", "DescribeConfigs")
     assert Acl("worker", "Read", "group", "tidemill-*") in GIVEN

@@ -22,7 +22,9 @@ from schemas import topics
 from schemas.decision import Decision
 from schemas.envelope import unwrap_as
 from schemas.window import DatasetSwitched, Window, WindowClosed
+from streams.ingest import dataset_schema
 from streams.lab.replay import version_name
+from streams.ledger.commit import Ledger
 from streams.ledger.exclude import exclude
 from streams.ledger.switch import NothingToSwitch, fence
 from streams.load import load_pipeline
@@ -222,3 +224,17 @@ def test_a_switch_that_was_broken_off_lets_no_worker_begin_and_goes_on(road: Roa
     assert told["epoch"] == half.epoch == 4
     refuse_others(dataset_dir, NAME, old.sha256)
     assert {s.epoch for s in road.said(DatasetSwitched)} == {1, 2, 3, 4}
+
+
+def test_a_live_dataset_that_is_not_there_is_not_begun_anew(tmp_path: Path) -> None:
+    file = tmp_path / f"{NAME}.py"
+    file.write_text(PIPELINE.format(name=NAME))
+    old = load_pipeline(str(file))
+    for folder in (NAME, f"{NAME}@12345678"):
+        Ledger(tmp_path / folder, dataset_schema(old.pipeline))
+    to = f"{NAME}@12345678"
+    fence(old.pipeline, tmp_path, to=to, partitions=4, rules_sha256=old.sha256, reason="r", by="ann")
+    refuse_others(tmp_path, NAME, old.sha256)
+    (tmp_path / to).rename(tmp_path / "elsewhere")
+    with pytest.raises(SwitchedAway, match="is not there: restore it"):
+        refuse_others(tmp_path, NAME, old.sha256)

@@ -48,6 +48,8 @@ def _acls(topics: Sequence[Topic]) -> Iterator[Acl]:
             continue
         if "worker" in topic.producer:
             yield from _of(topic, worker=("Write", "Read", "Describe"))
+        elif "stream worker" in topic.consumers:
+            yield from _of(topic, worker=("Read", "Describe"))
         if "trainer" in topic.producer or "trainer" in topic.consumers:
             yield from _of(topic, trainer=("Write", "Read", "Describe", "DescribeConfigs"))
         if "services" in topic.producer:

@@ -34,6 +34,9 @@ from streams.trigger import watched_by
 
 log = structlog.get_logger(__name__)
 
+FOLLOWED = (topics.PREDICTIONS.name, topics.JOBS.name)
+"""What services answer, and how long trainings took."""
+
 # How often is counted, at most; and how many records are looked at between two commits of others.
 _TURN_S = 1.0
 _RECORDS = 500
@@ -85,16 +88,15 @@ class Assessor:
         self._trainings_s.clear()
         self._next.clear()
         newest = await asyncio.to_thread(self._newest_assessment)
-        names = (topics.PREDICTIONS.name, topics.JOBS.name)
         self._consumer = AIOKafkaConsumer(
-            *names,
+            *FOLLOWED,
             **self.connection.client_arguments(),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
         )
         await self._consumer.start()
-        for name in names:
+        for name in FOLLOWED:
             parts = self._consumer.partitions_for_topic(name) or ()
             self._next |= {TopicPartition(name, n): 0 for n in parts}
         self._consumer.unsubscribe()
