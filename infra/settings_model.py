@@ -146,11 +146,10 @@ class Worker(_Section):
     its partitions back at once, instead of when its session has timed out."""
     session_timeout_ms: PositiveInt = 10_000
     """A worker silent for so long loses its partitions to the others."""
-    batch_rows: PositiveInt = 50_000
-    """Most rows that one step of the pipeline and one commit handle."""
+    batch_rows: PositiveInt = 100_000
+    """Most rows that one step of the pipeline and one commit handle; a record of more is a batch alone."""
     batch_bytes: PositiveInt = 16 * 1024 * 1024
-    """Most bytes of record values in one batch; a batch never splits a record. It is what bounds a batch of
-    Arrow records, each of which counts as one row above but holds thousands."""
+    """About how many bytes of record values are one batch: a fetched chunk more, at most."""
     coalesce_ms: NonNegativeInt = 5
     """How long a batch that is not full waits for more."""
     idle_timeout_ms: PositiveInt = 30_000

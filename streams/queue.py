@@ -7,15 +7,40 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from streams.decode.heights import heights
 from streams.transport.frame import Frame
 
 
 @dataclass(slots=True)
 class Arrived:
-    """A frame, and whom to tell once it is in the dataset."""
+    """A frame, whom to tell once it is in the dataset, and the rows of each record."""
 
     frame: Frame
     done: Callable[[], object]
+    heights: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.heights) != len(self.frame):
+            self.heights = heights(self.frame)
+        self.rows = int(self.heights.sum())
+
+    def parted(self, most_rows: int) -> tuple[Arrived, Arrived | None]:
+        """The records that have room in so many rows, at least one; and the rest, which ends the frame."""
+        count = max(1, int(np.searchsorted(np.cumsum(self.heights), most_rows, side="right")))
+        if count >= len(self.frame):
+            return self, None
+        head, rest = self.frame.parted(count)
+        return (
+            Arrived(head, _nobody_waits, self.heights[:count]),
+            Arrived(rest, self.done, self.heights[count:]),
+        )
+
+
+def _nobody_waits() -> None:
+    """For a frame's first part: its last one tells."""
 
 
 @dataclass(slots=True)
@@ -40,21 +65,26 @@ class FrameQueue:
             self._room.clear()
             await self._room.wait()
         self.frames.append(arrived)
-        self.rows += len(arrived.frame)
-        self.size_bytes += arrived.frame.size_bytes
+        self._count()
         self.changed.set()
 
     def take(self) -> list[Arrived]:
-        """One batch: the oldest frames, at least one if there is any."""
+        """One batch: the oldest records, at least one if there is any.
+
+        It has at most `max_rows` rows, unless a single record has more; frames are parted for it.
+        """
         taken: list[Arrived] = []
         rows = size_bytes = 0
         while self.frames and (not taken or (rows < self.max_rows and size_bytes < self.max_bytes)):
-            arrived = self.frames.popleft()
+            if taken and rows + int(self.frames[0].heights[:1].sum()) > self.max_rows:
+                break
+            arrived, rest = self.frames.popleft().parted(self.max_rows - rows)
+            if rest is not None:
+                self.frames.appendleft(rest)
             taken.append(arrived)
-            rows += len(arrived.frame)
+            rows += arrived.rows
             size_bytes += arrived.frame.size_bytes
-        self.rows -= rows
-        self.size_bytes -= size_bytes
+        self._count()
         self._room.set()
         if not self.frames:
             self.changed.clear()
@@ -63,5 +93,11 @@ class FrameQueue:
     def drop(self) -> None:
         """Forget all of it; nobody waits for it any more."""
         while self.frames:
-            for each in self.take():
-                each.done()
+            self.frames.popleft().done()
+        self._count()
+        self._room.set()
+        self.changed.clear()
+
+    def _count(self) -> None:
+        self.rows = sum(arrived.rows for arrived in self.frames)
+        self.size_bytes = sum(arrived.frame.size_bytes for arrived in self.frames)

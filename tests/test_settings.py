@@ -53,7 +53,7 @@ def test_a_named_file_is_read_instead_and_its_relative_paths_start_at_its_folder
     by_option = load(elsewhere / "mine.toml")
     assert by_option.paths.artifacts == elsewhere / "data" / "artifacts"
     assert by_option.broker.java == elsewhere / "jre"
-    assert by_option.worker.batch_rows == 50_000
+    assert by_option.worker.batch_rows == 100_000
     assert sources(by_option)["paths.home"][1] == f"{elsewhere / 'mine.toml'}:1"
     monkeypatch.setenv("TIDEMILL_CONFIG", "etc/mine.toml")
     monkeypatch.setenv("TIDEMILL_PATHS__LOGS", "logs-here")

@@ -35,6 +35,8 @@ from tests.worker_fixtures import (
 DAYS = 4
 AFTER_MS = FIRST_DAY_MS + DAYS * DAY_MS
 EXCLUDED = Window(FIRST_DAY_MS + 2 * DAY_MS, FIRST_DAY_MS + 2 * DAY_MS + 3_600_000)
+# Fewer than a fetch brings: frames are parted.
+BATCH_ROWS = 700
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     home = tmp_path_factory.mktemp("worker")
-    with Cluster(home) as cluster, Worker(cluster, home / "steady", "steady") as worker:
+    few = {"TIDEMILL_WORKER__BATCH_ROWS": str(BATCH_ROWS)}
+    with Cluster(home) as cluster, Worker(cluster, home / "steady", "steady", settings=few) as worker:
         outcome = Outcome(cluster, worker.home, "steady")
         cluster.push(flights(2))
         wait_until(lambda: worker.assert_runs() and outcome.holds_all(), "two days in the dataset")
@@ -96,6 +99,14 @@ def test_sigterm_ends_it_cleanly(run: Run) -> None:
 
 def test_each_event_is_in_the_dataset_once_with_its_values(run: Run) -> None:
     assert_exactly_once(run.outcome)
+
+
+def test_no_commit_has_more_rows_than_a_batch_may(run: Run) -> None:
+    dataset = Dataset(run.outcome.uri)
+    commits = [dataset.commit(version).metadata for version in range(1, dataset.newest_version() + 1)]
+    rows = [sum(each["rows"] for each in said.get("counts", {}).values()) for said in commits]
+    assert sum(rows) == run.outcome.rows().height
+    assert max(rows) == BATCH_ROWS
 
 
 def test_counts_by_source_are_those_of_the_source_files(run: Run) -> None:

@@ -24,8 +24,8 @@ class Damaged(ValueError):
     """The stream is no whole one, or a length in it cannot be."""
 
 
-def check_lengths(value: bytes) -> None:
-    """Walk all messages of a stream.
+def check_lengths(value: bytes) -> int:
+    """Walk all messages of a stream; gives the rows that they say they hold.
 
     The end-of-stream mark must come last, and nothing after it: a reader takes a stream that was cut between
     two messages for a shorter one, and ignores what follows the mark. Either way rows would be gone without a
@@ -57,6 +57,7 @@ def check_lengths(value: bytes) -> None:
         raise Damaged("no whole Arrow IPC stream: it must end with its end-of-stream mark") from error
     if at != end:
         raise Damaged("no whole Arrow IPC stream: bytes follow its end-of-stream mark")
+    return rows
 
 
 def _check_message(value: bytes, message: _Table, body_at: int, body_bytes: int) -> int:

@@ -77,6 +77,24 @@ class Frame:
             size_bytes=sum(map(len, filter(None, self.values[skip:]))),
         )
 
+    def parted(self, count: int) -> tuple[Frame, Frame]:
+        """Its first `count` records, and the rest: 0 < count < len(frame)."""
+        rest = self.since(self.offsets[count])
+        head = Frame(
+            topic=self.topic,
+            partition=self.partition,
+            first=self.first,
+            next=rest.first,
+            values=self.values[:count],
+            keys=self.keys[:count],
+            offsets=self.offsets[:count],
+            headers={i: h for i, h in self.headers.items() if i < count},
+            stamps=[(i, ms) for i, ms in self.stamps if i < count],
+            unread={i: why for i, why in self.unread.items() if i < count},
+            size_bytes=sum(map(len, filter(None, self.values[:count]))),
+        )
+        return head, rest
+
 
 def read_frame(records: PartitionRecords, *, topic: str, partition: int) -> Frame | None:
     """Drain a fetched chunk, whole record batches at a time, without a ConsumerRecord each.

@@ -1,0 +1,91 @@
+"""The queue of frames: batches of so many rows, whatever a record holds, and nobody told too early."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.envelope import ARROW_STREAM
+from schemas.topics import CONTENT_TYPE_HEADER
+from streams.queue import Arrived, FrameQueue
+from streams.transport.frame import Frame, Headers
+from tests.stream_fixtures import frame_of
+
+ARROW: Headers = ((CONTENT_TYPE_HEADER, ARROW_STREAM.encode()),)
+MOST_ROWS = 10
+
+
+def arrow_of(rows: int) -> bytes:
+    sink = io.BytesIO()
+    pl.DataFrame({"id": [str(n) for n in range(rows)]}).write_ipc_stream(sink)
+    return sink.getvalue()
+
+
+def frame(rows: list[int | None], *, first: int = 0) -> Frame:
+    """A record for each: an Arrow record of so many rows; None: one of JSON."""
+    values = [b"{}" if count is None else arrow_of(count) for count in rows]
+    headers = {index: ARROW for index, count in enumerate(rows) if count is not None}
+    return frame_of(values, first=first, headers=headers)
+
+
+@given(sizes=st.lists(st.lists(st.none() | st.integers(0, 15), min_size=1, max_size=12), max_size=5))
+@settings(deadline=None)
+def test_batches_hold_every_record_in_order_and_no_more_rows_than_they_may(
+    sizes: list[list[int | None]],
+) -> None:
+    async def drained() -> None:
+        queue = FrameQueue(MOST_ROWS, 2**30)
+        told: list[int] = []
+        sent: list[tuple[int, bytes | None]] = []
+        for number, rows in enumerate(sizes):
+            own = frame(rows, first=len(sent))
+            sent += zip(own.offsets, own.values, strict=True)
+            queue.frames.append(Arrived(own, lambda number=number: told.append(number)))
+        heights = [max(1, rows or 1) for own in sizes for rows in own]
+        got: list[tuple[int, bytes | None]] = []
+        while batch := queue.take():
+            records = sum(len(each.frame) for each in batch)
+            assert records == 1 or sum(heights[len(got) : len(got) + records]) <= MOST_ROWS
+            for each in batch:
+                assert each.frame.first == len(got)
+                got += zip(each.frame.offsets, each.frame.values, strict=True)
+                assert each.frame.next == len(got)
+                each.done()
+            ends = [sum(map(len, sizes[: n + 1])) for n in range(len(sizes))]
+            assert told == [n for n, end in enumerate(ends) if end <= len(got)]
+        assert got == sent
+        assert (queue.rows, queue.size_bytes) == (0, 0)
+
+    asyncio.run(drained())
+
+
+def test_a_parted_frame_keeps_what_belongs_to_each_record() -> None:
+    whole = frame([3, None, 2, None], first=7)
+    whole.stamps, whole.unread = [(0, 100), (2, 200)], {3: "too large"}
+    head, rest = whole.parted(3)
+    assert [head.timestamp_of(n) for n in range(3)] + [rest.timestamp_of(0)] == [100, 100, 200, 200]
+    assert (set(head.headers), set(rest.headers), rest.unread) == ({0, 2}, set(), {0: "too large"})
+    assert (head.first, head.next, rest.first, rest.next) == (7, 10, 10, 11)
+    assert head.size_bytes + rest.size_bytes == whole.size_bytes
+
+
+def test_rows_of_arrow_records_fill_the_queue() -> None:
+    async def filled() -> None:
+        queue = FrameQueue(MOST_ROWS, 2**30)
+        await queue.put(Arrived(frame([15]), lambda: None))
+        assert not queue.is_full()
+        await queue.put(Arrived(frame([5], first=1), lambda: None))
+        assert (queue.rows, queue.is_full()) == (20, True)
+        queue.drop()
+        assert (queue.rows, queue.is_full()) == (0, False)
+
+    asyncio.run(filled())
+
+
+def test_a_damaged_arrow_record_counts_as_one_row() -> None:
+    damaged = frame_of([arrow_of(9)[:-4]], headers={0: ARROW})
+    assert Arrived(damaged, lambda: None).rows == 1
