@@ -43,6 +43,26 @@ def test_the_image_is_built_from_the_lock_and_never_runs_as_root() -> None:
     assert ".venv" in (DEPLOY / "Containerfile.dockerignore").read_text().split()
 
 
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_every_file_that_the_lock_pins_is_there_for_the_images_python(machine: str, tmp_path: Path) -> None:
+    """The very step of the build, by the very tool, down to the choice of each file; nothing is installed."""
+    (python,) = set(re.findall(r"^FROM python:([\d.]+)-slim", (DEPLOY / "Containerfile").read_text(), re.M))
+    chosen = ["--python-version", python, "--python-platform", f"{machine}-manylinux_2_28"]
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("uv"), "pip", "install", "--dry-run", "--target", tmp_path),
+            *(*chosen, "--require-hashes", "--requirement", ROOT / "requirements.lock"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {" + torch==", " + polars==", " + deltalake=="} <= {
+        line[: line.find("==") + 2] for line in done.stderr.splitlines()
+    }
+
+
 def test_the_compose_file_is_valid_and_starts_the_broker_that_is_tested() -> None:
     (compose,) = documents(DEPLOY / "compose.yaml")
     jsonschema.Draft7Validator(json.loads(COMPOSE_SCHEMA.read_text())).validate(compose)

@@ -1,18 +1,28 @@
-"""Writers' schemas: asked for once, never guessed, and waited for while the registry is away."""
+"""Writers' schemas: asked for once, never guessed, and waited for while the registry is away.
+
+What a registry does wrong is played by one of our own; what it does right, by Apicurio.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from infra.kafka.ports import free_port
 from infra.settings import SchemaRegistry as Options
+from schemas.envelope import CONFLUENT_AVRO
 from schemas.errors import InvalidConfiguration, Retryable
+from streams.decode.records import Decoder
 from streams.decode.schema_registry import SchemaRegistry, writers_for
 from streams.pipelines.flights import flights
-from tests.avro_fixtures import READING, registry
+from tests.apicurio_fixtures import Apicurio, apicurio
+from tests.avro_fixtures import READING, avro_of, record_schema, registry
+from tests.stream_fixtures import Reading, frame_of
+from tests.test_decode import GOOD
 
 TEXT = json.dumps(READING)
 
@@ -87,3 +97,52 @@ def test_a_source_of_avro_needs_somewhere_to_find_schemas() -> None:
         writers_for(declared, Options())
     assert writers_for(declared, Options(folder=Path("schemas"))) is not None
     assert writers_for(flights, Options()) is None
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apicurio]:
+    """A real registry with Confluent's API."""
+    with apicurio(tmp_path_factory.mktemp("apicurio")) as running:
+        yield running
+
+
+def test_records_of_a_schema_that_a_real_registry_holds_are_decoded(real: Apicurio) -> None:
+    number = real.register("readings-value", READING)
+    values = [avro_of({**GOOD, "extra": 1.5}, number=number), avro_of(GOOD, number=number + 1_000)]
+    with closing(SchemaRegistry(Options(url=real.url))) as found:
+        decoder = Decoder(Reading, writers=found.schemas, unmarked=CONFLUENT_AVRO)
+        decoded = decoder.decode([frame_of(values)])
+    assert decoded.rows.height == 1
+    assert decoded.rows.row(0, named=True).items() >= GOOD.items()
+    (refused,) = decoded.refused
+    assert str(number + 1_000) in refused.detail
+
+
+def test_a_real_registry_gives_each_schema_its_id_and_says_which_it_has_not(real: Apicurio) -> None:
+    schemas = [
+        record_schema(a="long"),
+        record_schema(a="long", b=["null", "string"]),
+        record_schema(c="double"),
+    ]
+    numbers = [real.register(f"subject-{at}", schema) for at, schema in enumerate(schemas)]
+    assert real.register("another-subject", schemas[0]) == numbers[0]
+    of_json = {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "properties": {}}
+    other = real.register("json-value", of_json, schemaType="JSON")
+    with closing(SchemaRegistry(Options(url=real.url))) as asked:
+        found = asked.schemas([*numbers, other, 99_999])
+    for number, schema in zip(numbers, schemas, strict=True):
+        known = found[number]
+        assert known is not None
+        assert [field.name for field in known.fields] == [field["name"] for field in schema["fields"]]
+    assert (found[other], found[99_999]) == (None, None)
+
+
+def test_a_real_registry_that_dies_is_waited_for_and_what_was_known_stays_known(real: Apicurio) -> None:
+    """The last of its tests: its schemas are gone with it."""
+    number = real.register("kept-value", READING)
+    with closing(SchemaRegistry(Options(url=real.url, timeout_ms=2_000))) as found:
+        assert found.schemas([number])[number] is not None
+        real.stop()
+        with pytest.raises(Retryable, match=real.url):
+            found.schemas([number + 1])
+        assert found.schemas([number])[number] is not None

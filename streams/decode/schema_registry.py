@@ -77,6 +77,10 @@ class SchemaRegistry:
                     self._take(number, text)
         return {number: self._known.get(number) for number in numbers}
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
     def _take(self, number: int, text: str | None) -> None:
         try:
             if text is not None:
