@@ -20,6 +20,7 @@ from infra.command import (
     lab,  # noqa: F401
     lineage,  # noqa: F401
     metrics,  # noqa: F401
+    mirror,  # noqa: F401
     models,  # noqa: F401
     page,  # noqa: F401
     policies,  # noqa: F401

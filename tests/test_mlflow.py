@@ -1,0 +1,273 @@
+"""The mirror to MLflow: against field names read off MLflow's own protobufs, and against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+from aiokafka import AIOKafkaProducer
+
+from infra.kafka import EmbeddedBroker
+from infra.kafka.connection import Connection
+from infra.kafka.ports import free_port
+from infra.kafka.topics import ensure
+from infra.mirror import FOLLOWED, mirror
+from infra.mlflow import Mlflow, MlflowAway, MlflowRefuses
+from infra.settings import load
+from loadtest.elsewhere.mlflow_server import mlflow_server
+from schemas import topics
+from schemas.contract import Announcement
+from schemas.envelope import wrap
+from schemas.examples import announced
+from schemas.job import JobEvent, JobFailed, JobProgress, JobRequested
+from schemas.model import CurrentModel, ModelPublished, ModelRefused, RolledBack
+
+CONTRACT = json.loads(Path(__file__).with_name("mlflow_contract.json").read_text())["endpoints"]
+"""Of MLflow 3.17: for each endpoint the names of all fields, those of nested messages behind a dot."""
+AT_MS = 1_700_000_000_000
+EVENTS = [
+    (event, AT_MS + number)
+    for number, event in enumerate(announced())
+    if isinstance(event, JobEvent | CurrentModel | ModelRefused)
+]
+
+
+def fields_of(value: Any, at: str = "") -> set[str]:
+    """The names of a message's fields, as the contract has them."""
+    if isinstance(value, dict):
+        return {name for k, v in value.items() for name in {f"{at}{k}", *fields_of(v, f"{at}{k}.")}}
+    return {name for each in value for name in fields_of(each, at)} if isinstance(value, list) else set()
+
+
+@dataclass
+class Recorder:
+    """Answers as MLflow does, by names of the contract alone, and holds each request to it."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: list[dict[str, Any]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+    experiments: dict[str, str] = field(default_factory=dict)
+    models: set[str] = field(default_factory=set)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    status: dict[str, str] = field(default_factory=dict)
+    refuses: dict[str, int] = field(default_factory=dict)
+
+    async def serve(self, request: web.Request) -> web.Response:
+        path = request.path.removeprefix("/api/2.0")
+        name = f"{request.method} {path}"
+        body = await request.json() if request.method == "POST" else dict(request.query)
+        self.asked[path.removeprefix("/mlflow/")] += 1
+        if (status := self.refuses.get(path.removeprefix("/mlflow/"))) is not None:
+            return web.json_response({"error_code": "REFUSED"}, status=status)
+        if name not in CONTRACT:
+            self.wrong.append(f"no endpoint {name}")
+            return web.json_response({}, status=404)
+        self.wrong += [f"{name}: {f}" for f in fields_of(body) - set(CONTRACT[name]["request"])]
+        answer = self.answer(path.removeprefix("/mlflow/"), body)
+        if answer is None:
+            return web.json_response({"error_code": "RESOURCE_DOES_NOT_EXIST"}, status=404)
+        self.wrong += [f"{name} (answer): {f}" for f in fields_of(answer) - set(CONTRACT[name]["response"])]
+        return web.json_response(answer)
+
+    def answer(self, what: str, body: dict[str, Any]) -> dict[str, Any] | None:  # noqa: PLR0911
+        match what:
+            case "experiments/get-by-name":
+                found = self.experiments.get(body["experiment_name"])
+                return {"experiment": {"experiment_id": found}} if found else None
+            case "experiments/create":
+                self.experiments[body["name"]] = str(len(self.experiments))
+                return {"experiment_id": self.experiments[body["name"]]}
+            case "runs/create":
+                run = {"info": {"run_id": f"r{len(self.runs)}"}, "data": {"tags": body["tags"]}}
+                self.runs[run["info"]["run_id"]] = run | {"in": body["experiment_id"]}
+                return {"run": run}
+            case "runs/search":
+                (mine,) = body["experiment_ids"]
+                found = [run for run in self.runs.values() if run["in"] == mine]
+                return {"runs": [{"info": run["info"], "data": run["data"]} for run in found]}
+            case "runs/get":
+                return {"run": {"info": {"artifact_uri": f"mlflow-artifacts:/{body['run_id']}"}}}
+            case "runs/log-batch":
+                self.metrics += body["metrics"]
+            case "runs/update":
+                self.status[body["run_id"]] = body["status"]
+            case "registered-models/get":
+                return {"registered_model": {"name": body["name"]}} if body["name"] in self.models else None
+            case "registered-models/create":
+                self.models.add(body["name"])
+            case "registered-models/alias":
+                self.aliases[body["alias"]] = body["version"]
+            case "model-versions/create":
+                version = {"version": str(len(self.versions) + 1), "tags": body["tags"]}
+                self.versions.append(version)
+                return {"model_version": version}
+            case "model-versions/search":
+                return {"model_versions": self.versions}
+        return {}
+
+
+@pytest.fixture
+async def recorder() -> AsyncIterator[tuple[Recorder, str]]:
+    recorder = Recorder()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", recorder.serve)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port := free_port())
+    await site.start()
+    yield recorder, f"http://127.0.0.1:{port}"
+    await runner.cleanup()
+
+
+async def test_every_request_has_names_that_mlflow_knows_and_nothing_is_made_twice(
+    recorder: tuple[Recorder, str],
+) -> None:
+    seen, url = recorder
+    for _ in range(2):  # a second mirror knows nothing of the first
+        async with Mlflow(url, token="of the test") as server:
+            await server.take(EVENTS)
+    assert seen.wrong == []
+    jobs = {e.job_id for e, _ in EVENTS if isinstance(e, JobRequested | ModelRefused)}
+    jobs |= {e.manifest.lineage.job_id for e, _ in EVENTS if isinstance(e, CurrentModel)}
+    made = [tag["value"] for run in seen.runs.values() for tag in run["data"]["tags"][:1]]
+    assert sorted(made) == sorted(set(made))
+    assert jobs <= set(made)
+    published = [e for e, _ in EVENTS if isinstance(e, CurrentModel)]
+    assert len(seen.versions) == seen.asked["model-versions/create"] == len(published)
+    assert seen.aliases == {"live": str(len(published))}
+    steps = {metric["step"] for metric in seen.metrics if metric["key"] == "loss"}
+    assert steps == {e.step for e, _ in EVENTS if isinstance(e, JobProgress)}
+
+
+async def test_a_job_that_was_asked_for_before_the_topic_begins_is_passed_over(
+    recorder: tuple[Recorder, str],
+) -> None:
+    seen, url = recorder
+    late = JobFailed(job_id="unheard-of", attempt=1, reason="r", log_tail="", finished_ms=1)
+    async with Mlflow(url) as server:
+        await server.take([(late, AT_MS)])
+    assert not seen.asked
+
+
+async def test_a_server_that_is_away_is_told_again_and_one_that_refuses_is_not(
+    recorder: tuple[Recorder, str],
+) -> None:
+    seen, url = recorder
+    async with Mlflow(f"http://127.0.0.1:{free_port()}") as server:
+        with pytest.raises(MlflowAway):
+            await server.take(EVENTS[:1])
+    for status, error in ((503, MlflowAway), (400, MlflowRefuses)):
+        seen.refuses = {"runs/create": status}
+        async with Mlflow(url) as server:
+            with pytest.raises(error, match="runs/create" if status == 400 else str(status)):
+                await server.take(EVENTS[:1])
+
+
+# ── a real server ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow"), cache_dir=load().cache_dir) as url:
+        yield url
+
+
+async def say(producer: AIOKafkaProducer, event: Announcement, time_ms: int) -> None:
+    key, value, headers = wrap(event, source="/test", time_ms=time_ms).record()
+    topic = topics.JOBS.name if isinstance(event, JobEvent) else topics.MODELS.name
+    await producer.send_and_wait(topic, key=key, value=value, headers=headers)
+
+
+@pytest.mark.elsewhere
+@pytest.mark.timeout(600)
+async def test_a_real_server_shows_runs_curves_and_versions_and_told_again_the_same(
+    kafka: EmbeddedBroker, server: str
+) -> None:
+    connection = Connection(bootstrap_servers=kafka.bootstrap_servers)
+    await ensure(FOLLOWED, connection)
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as producer:
+        for event, time_ms in EVENTS:
+            await say(producer, event, time_ms)
+    environment = {**os.environ, "TIDEMILL_KAFKA__BOOTSTRAP_SERVERS": str(kafka.bootstrap_servers)}
+    for _ in range(2):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "infra.command", "mirror", "mlflow", "--url", server, "--json"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["events"] == len(EVENTS)
+
+    asked = next(e for e, _ in EVENTS if isinstance(e, JobRequested))
+    progress = [e for e, _ in EVENTS if isinstance(e, JobProgress) and e.job_id == asked.job_id]
+    async with httpx.AsyncClient(base_url=f"{server}/api/2.0/mlflow/", trust_env=False) as http:
+        named = {"experiment_name": f"tidemill/{asked.experiment.model}"}
+        (await http.get("experiments/get-by-name", params=named)).raise_for_status()
+        experiment = (await http.get("experiments/get-by-name", params=named)).json()["experiment"]
+        found = await http.post("runs/search", json={"experiment_ids": [experiment["experiment_id"]]})
+        runs = {
+            tag["value"]: run
+            for run in found.json()["runs"]
+            for tag in run["data"]["tags"]
+            if tag["key"] == "tidemill.job_id"
+        }
+        assert len(runs) == len(found.json()["runs"])
+        run = runs[asked.job_id]
+        params = {param["key"]: param["value"] for param in run["data"]["params"]}
+        assert (params["seed"], params["code"]) == (str(asked.experiment.seed), asked.experiment.code)
+        for name in {name for each in progress for name in each.metrics}:
+            curve = await http.get(
+                "metrics/get-history", params={"run_id": run["info"]["run_id"], "metric_key": name}
+            )
+            points = [(each["step"], each["value"]) for each in curve.json()["metrics"]]
+            assert points == [(each.step, each.metrics[name]) for each in progress if name in each.metrics]
+        live = (
+            await http.get(
+                "registered-models/alias", params={"name": asked.experiment.model, "alias": "live"}
+            )
+        ).json()["model_version"]
+        newest = max((e for e, _ in EVENTS if isinstance(e, CurrentModel)), key=lambda e: e.manifest.version)
+        tags = {tag["key"]: tag["value"] for tag in live["tags"]}
+        assert isinstance(newest, RolledBack)
+        assert tags["tidemill.version"] == str(newest.manifest.version)
+        assert tags["tidemill.artifact_sha256"] == newest.manifest.artifact.sha256
+        assert newest.reason in tags["tidemill.why"]
+        every = (await http.get("model-versions/search")).json()["model_versions"]
+        assert len(every) == sum(isinstance(e, ModelPublished | RolledBack) for e, _ in EVENTS)
+
+
+@pytest.mark.elsewhere
+@pytest.mark.timeout(600)
+async def test_what_could_not_be_told_is_told_when_the_server_is_back(
+    kafka: EmbeddedBroker, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(bootstrap_servers=kafka.bootstrap_servers)
+    failures = 2
+    async with Mlflow(server) as told:
+
+        async def tell(events: Any) -> None:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise MlflowAway("not yet")
+            await told.take(events)
+
+        monkeypatch.setattr("infra.mirror._AGAIN_S", 0.01)
+        assert await mirror(connection, tell, follow=False) >= len(EVENTS)
+    assert failures < 0
