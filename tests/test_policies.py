@@ -28,6 +28,7 @@ from infra.lab.policies.result import NothingToScore, judge
 from infra.lab.policies.run import run
 from infra.lab.policies.training import Trained, TrainingFailed
 from infra.lab.policies.walk import Training, Walked
+from infra.measures import log_losses
 from schemas import topics
 from schemas.client.load import load
 from schemas.envelope import unwrap
@@ -46,6 +47,7 @@ from tests.worker_fixtures import PIPELINE
 DAYS = 6
 TRIGGERS = {
     "often": "first(windows=2) | every(windows=2)",
+    "worse": "first(windows=2) | quality(baseline=2, labelled=0.1, minimum_rows=50) & every(windows=9)",
     "rarely": "first(windows=2) | every(windows=4)",
     "once": "first(windows=2)",
     "drifting": "first(windows=2) | drift('distance', least=0.9)",
@@ -199,6 +201,28 @@ def test_every_row_is_answered_by_the_model_that_was_live_at_its_time(site: Site
             if mine.any():
                 asked = recorded.rows.filter(pl.Series(mine)).to_dict(as_series=True)
                 assert np.allclose(each.scores[mine], network.predict(asked), atol=1e-6)
+
+
+def test_a_trigger_on_the_live_model_sees_its_answers_and_the_labels_known_by_then(site: Site) -> None:
+    recorded, walked = again(site)
+    mine = walked["worse"]
+    live_from_ms = mine.live_from_ms
+    assert live_from_ms is not None
+    said = [next(e for e in d.evaluations if e.condition == "quality()") for d in mine.decisions]
+    judged = [each for each in said if each.evaluated]
+    assert judged, said[-1].reason
+    assert "no answer of a live model is known yet" in said[0].reason
+    # The baseline is the mean loss of the first two windows that the model answered, by a plain count.
+    rows = recorded.rows.with_columns(score=pl.Series(mine.scores)).drop_nulls(recorded.label)
+    end_ms = max(mine.decisions[-1].window.end_ms, recorded.windows[-1].event.watermark_ms)
+    rows = rows.filter(pl.col("score").is_not_nan(), pl.col("_label_time") < end_ms)
+    start = recorded.pipeline.window.start(pl.col("_time"))
+    means = [
+        np.mean(log_losses(own.get_column(recorded.label).to_numpy(), own.get_column("score").to_numpy()))
+        for _, own in sorted(rows.with_columns(_start=start).partition_by("_start", as_dict=True).items())
+        if own.height >= 50
+    ]
+    assert judged[-1].scores["baseline"] == pytest.approx(np.mean(means[:2]))
 
 
 def test_no_model_has_seen_what_came_after_it_went_live(site: Site, walked: dict[str, Walked]) -> None:

@@ -2,7 +2,7 @@
 
 Each holds the live version against its own first windows: a model that is bad from its beginning is the
 gate's to refuse. What they see is counted in the dataset's log (`streams.live`), so the same decision comes
-of it whoever makes it. Where nobody answers, as in `tidemill try` and `tidemill policies`, they cannot say.
+of it whoever makes it. Where nobody answers, as in `tidemill try`, they cannot say.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from infra.lab.policies.declared import Policy
+from infra.lab.policies.judging import Judging
 from infra.lab.policies.recorded import Closed, Recorded
 from infra.lab.policies.training import Trained, Trainings
 from schemas.client.load import LoadedModel, load
@@ -77,10 +78,12 @@ async def walk(
     history = beginning(pipeline)
     walked = Walked(policy=policy, scores=np.full(recorded.rows.height, np.nan))
     answering = _Answering(recorded.rows, walked.scores)
+    judging = Judging(recorded, pipeline.train_when, walked.scores, answering.versions)
     champion: Manifest | None = None
     free_ms = 0
     for closed in recorded.windows:
         event = closed.event
+        answering.up_to(_closed_ms(closed))
         decision, job = decided(
             pipeline,
             event,
@@ -91,6 +94,7 @@ async def walk(
             configuration_sha256=sha256,
             requested_ms=_closed_ms(closed),
             excluded=closed.excluded,
+            live=judging.at(_closed_ms(closed)),
         )
         history = after_decision(history, event, decision, closed.profile)
         walked.decisions.append(decision)
@@ -102,6 +106,7 @@ async def walk(
             else:
                 began_ms = max(_closed_ms(closed), free_ms)
                 free_ms = began_ms + int(trained.outcome.train_s * 1000)
+                judging.measured(trained.outcome.train_s, ended_ms=free_ms)
                 manifest, reason = _judged(job, trained, champion, free_ms)
                 if manifest is not None:
                     champion = manifest
@@ -150,6 +155,7 @@ class _Answering:
         self._rows = rows
         self._times_ms = rows.get_column("_time").to_numpy()
         self._scores = scores
+        self.versions = np.zeros(rows.height, dtype=np.int64)
         self._model: LoadedModel | None = None
         self._from = 0
 
@@ -158,6 +164,12 @@ class _Answering:
         until = int(np.searchsorted(self._times_ms, from_ms, side="left"))
         self._answer(until)
         self._model, self._from = model, until
+
+    def up_to(self, at_ms: int) -> None:
+        """The model that is live answers all rows before a time."""
+        until = int(np.searchsorted(self._times_ms, at_ms, side="left"))
+        self._answer(until)
+        self._from = max(self._from, until)
 
     def finish(self) -> None:
         """The last model answers the rest."""
@@ -168,3 +180,4 @@ class _Answering:
             return
         columns = self._rows[self._from : until].to_dict(as_series=True)
         self._scores[self._from : until] = np.asarray(self._model.predict(columns), dtype=np.float64)
+        self.versions[self._from : until] = self._model.version
