@@ -33,13 +33,13 @@ from streams.load import Loaded, load_pipeline
 from streams.pipeline import Pipeline
 from streams.tag import ByModel
 from streams.transport import FrameTopic, register
+from streams.transport.fetch import MOST_FETCH_BYTES
 from streams.worker import StreamWorker
 
 log = structlog.get_logger(__name__)
 
 # Frames are large: a few in Faust's own buffer keep the agent busy, more would only fill memory.
 _BUFFERED_FRAMES = 16
-_FETCH_BYTES = 4 * 2**20
 
 
 class StreamApp(faust.App):
@@ -122,7 +122,7 @@ def create_app(
         broker_heartbeat_interval=max(0.5, options.session_timeout_ms / 10_000),
         broker_commit_interval=1.0,
         consumer_group_instance_id=options.member,
-        consumer_max_fetch_size=_FETCH_BYTES,
+        consumer_max_fetch_size=MOST_FETCH_BYTES,
         consumer_metadata_max_age_ms=options.metadata_max_age_ms,
         stream_buffer_maxsize=_BUFFERED_FRAMES,
         topic_disable_leader=True,

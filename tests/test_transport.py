@@ -26,7 +26,7 @@ from infra.kafka import EmbeddedBroker
 from infra.kafka.storage import NODE_ID
 from streams.dead_letter import dead_letter
 from streams.decode.records import Decoder
-from streams.transport.fetch import _drain
+from streams.transport.fetch import MOST_FETCH_BYTES, _drain, fetch_bytes
 from streams.transport.frame import Frame, read_frame
 from streams.transport.inflate import MAX_BATCH_BYTES, Batches
 from tests.stream_fixtures import Reading
@@ -59,12 +59,14 @@ async def writer(kafka: EmbeddedBroker, **changes: Any) -> AsyncIterator[AIOKafk
 
 async def frames_from(consumer: AIOKafkaConsumer, topic: str, start: int, end: int) -> list[Frame]:
     """Frames as the fetch thread drains them, from one offset until another is reached."""
+    fetcher = consumer._fetcher
+    assert fetcher is not None
     consumer.seek(TopicPartition(topic, 0), start)
     frames: list[Frame] = []
     while not frames or frames[-1].next < end:
-        with consumer._fetcher._subscriptions.fetch_context():
+        with fetcher._subscriptions.fetch_context():
             async with asyncio.timeout(30):
-                drained = await _drain(consumer._fetcher, frozenset({TP(topic, 0)}), 5.0)
+                drained = await _drain(fetcher, frozenset({TP(topic, 0)}), 5.0)
         frames += drained.get(TP(topic, 0), [])
     return frames
 
@@ -130,6 +132,37 @@ async def test_frames_hold_what_was_produced_whatever_its_compression(
         assert told(frames) == sent
         assert all(isinstance(frame.offsets, range) for frame in frames)
         assert all(frame.timestamp_of(i) > 1_700_000_000_000 for frame in frames for i in range(len(frame)))
+
+
+def test_what_is_fetched_of_all_partitions_together_is_bounded() -> None:
+    mib = 2**20
+    assert [fetch_bytes(partitions) / mib for partitions in (0, 1, 8, 16, 64, 1_000)] == [
+        4,
+        4,
+        4,
+        2,
+        0.5,
+        0.25,
+    ]
+
+
+async def test_a_running_consumer_takes_another_bound_of_its_fetches(
+    kafka: EmbeddedBroker, create_topic: Create
+) -> None:
+    # What the fetch thread sets once it knows its partitions is a private member of a pinned version.
+    topic = await create_topic("bounded")
+    async with writer(kafka, max_batch_size=2_000) as producer:
+        for _ in range(300):
+            await producer.send(topic, bytes(100), partition=0)
+        await producer.flush()
+    counts = []
+    for bound in (MOST_FETCH_BYTES, 4_000):
+        async with reader(kafka, topic) as consumer:
+            assert consumer._fetcher is not None
+            consumer._fetcher._max_partition_fetch_bytes = bound
+            counts.append(len(await frames_from(consumer, topic, 0, 300)))
+    assert counts[0] == 1
+    assert counts[1] > 5
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

@@ -30,9 +30,20 @@ from streams.transport.frame import Frame, read_frame
 
 # Faust waits 1.5 s for a fetch to fill; a record should not wait for company.
 FETCH_MAX_WAIT_MS = 100
+_FETCHED_BYTES = 32 * 2**20
+_LEAST_FETCH_BYTES, MOST_FETCH_BYTES = 256 * 2**10, 4 * 2**20
 _COMMIT_S = 5.0
 _STOP_S = 10.0
 _ASK_S = 5.0
+
+
+def fetch_bytes(partitions: int) -> int:
+    """How much one fetch may bring of each of so many partitions: of all together about the same.
+
+    What was fetched lies in memory until the pipeline has room for it. Kafka sends a batch of records that is
+    larger all the same.
+    """
+    return min(MOST_FETCH_BYTES, max(_LEAST_FETCH_BYTES, _FETCHED_BYTES // max(partitions, 1)))
 
 
 class FrameFetchThread(AIOKafkaConsumerThread):
@@ -83,12 +94,15 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         """See `on_partitions_revoked`."""
         self.next_offsets.clear()
         await super().on_partitions_assigned(assigned, generation_id)
+        consumer = self._ensure_consumer()
+        if consumer._fetcher is not None:
+            consumer._fetcher._max_partition_fetch_bytes = fetch_bytes(len(consumer.assignment()))
         if not assigned and not self._was_assigned and self.app.conf.consumer_group_instance_id:
             # A static member that comes back gets what its name had. That is nothing, for ever, if its last
             # life shared out while a broker that had just begun told of no partition: ask for it to be done
             # anew.
             self.log.info("Nothing is assigned to this member's name: joining again")
-            coordinator = self._ensure_consumer()._coordinator
+            coordinator = consumer._coordinator
             if isinstance(coordinator, GroupCoordinator):
                 coordinator.request_rejoin()
         self._was_assigned = True
