@@ -270,8 +270,10 @@ class OverBound(Struct, frozen=True, kw_only=True):
 
 @announces("model.stale")
 class ModelStale(ModelEvent, frozen=True, kw_only=True):
-    """The model that a service answers with is beyond a bound that the service chose. It is its first, or the
-    version is another than the last time."""
+    """The model that a service answers with is beyond a bound that the service chose.
+
+    Said when that begins, and again when another version that is beyond it takes its place.
+    """
 
     service: str
     version: int
