@@ -24,6 +24,7 @@ from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from infra.measures import auc, log_losses
+from loadtest.quality import measure, window_of
 from schemas import examples, topics
 from schemas.contract import Announcement
 from schemas.envelope import wrap
@@ -47,7 +48,6 @@ from tests.test_announce import Event, Truth
 from tests.test_trigger import closed
 
 SECOND_MS = 1_000
-SLICES = ("a", "b", "c", "d")
 
 
 def pipeline(name: str, when: Condition) -> Pipeline:
@@ -67,24 +67,10 @@ def pipeline(name: str, when: Condition) -> Pipeline:
 # ── the triggers, as functions of what was counted ──────────────────────────────────────────────────
 
 
-def pane(
-    number: int, rows: int, rng: np.random.Generator, *, noise: float = 0.0, worse: str = "", day: float = 0.0
-) -> PaneTally:
-    """A window of calibrated answers; `noise` is what the truth's logit is off by, in slice `worse` alone."""
-    logit = rng.normal(-1, 1.2, rows)
-    place = rng.choice(SLICES, rows)
-    off = np.where((place == worse) | (not worse), noise, 0.0) * rng.choice([-1, 1], rows)
-    label = (rng.random(rows) < 1 / (1 + np.exp(-(logit + off + day * rng.normal())))).astype(float)
-    frame = pl.DataFrame(
-        {
-            "key": list(map(str, range(rows))),
-            "score": 1 / (1 + np.exp(-logit)),
-            "label": label,
-            "place": place,
-        }
-    ).with_columns(version=pl.lit(3), _time=pl.lit(number * SECOND_MS))
-    (made,) = tallied(frame.select("version", "_time"), frame, pane=pl.col("_time"), slices=("place",))
-    return made
+def pane(number: int, rows: int, rng: np.random.Generator, **options: Any) -> PaneTally:
+    """A window of calibrated answers by version 3, as `tidemill bench quality` makes them, a second each."""
+    made = window_of(number, rows, rng, **options)
+    return replaced(made, version=3, start_ms=number * SECOND_MS)
 
 
 def asked(condition: Condition, *panes: PaneTally, trainings_s: tuple[float, ...] = ()) -> Answer:
@@ -94,22 +80,12 @@ def asked(condition: Condition, *panes: PaneTally, trainings_s: tuple[float, ...
 
 @pytest.mark.parametrize("day", [0.0, 0.25])
 def test_steady_models_raise_few_alarms_and_a_fall_is_found_whatever_is_measured(day: float) -> None:
-    """In 40 lives of 25 judged windows; at alpha .005 five false alarms are expected. `day`: days differ."""
-    by_loss, by_auc = quality(), quality("auc")
-    slices = bias("place", of="error", minimum_rows=30)
-    alarms, found = Counter(), Counter()
-    for life in range(40):
-        rng = np.random.default_rng(life)
-        panes = [pane(number, 300, rng, day=day) for number in range(30)]
-        for name, condition in (("loss", by_loss), ("auc", by_auc), ("slices", slices)):
-            alarms[name] += any(asked(condition, *panes[:end]).fired for end in range(6, 31))
-        later = [pane(30 + number, 300, rng, noise=2.5, day=day) for number in range(10)]
-        found["loss"] += bool(asked(by_loss, *panes, *later).fired)
-        found["auc"] += bool(asked(by_auc, *panes, *later).fired)
-        one = asked(slices, *panes, pane(31, 1_000, rng, noise=5, worse="b", day=day))
-        found["slices"] += bool(one.fired and "place=b" in one.parts[0].reason)
-    assert all(count <= 5 for count in alarms.values()), alarms
-    assert all(count >= 36 for count in found.values()), found
+    """The short form of `tidemill bench quality`. At alpha .005 five of the 1,000 windows are expected."""
+    for each in measure(lives=40, windows=25, rows=600, day=day, patience=12):
+        # A CUSUM that has alarmed stays so; a slice is judged anew at each window.
+        alarms = each.windows_with_alarm if "bias" in each.condition else each.lives_with_alarm
+        assert alarms <= (12 if "bias" in each.condition else 5), each
+        assert each.found >= 34, each
 
 
 def test_an_evaluation_says_score_threshold_reference_and_forecast() -> None:

@@ -16,7 +16,7 @@ from schemas.errors import InvalidConfiguration
 
 bench = typer.Typer(
     name="bench",
-    help="Measure: ingest and training beside others, the door, faults, drift, jobs, the page, swaps.",
+    help="Measure: ingest and training beside others, door, faults, drift, quality, jobs, page, swaps.",
     no_args_is_help=True,
 )
 app.add_typer(bench)
@@ -161,6 +161,39 @@ def door(
         print(json.dumps(result.as_json()))
     if not result.holds():
         raise typer.Exit(1)
+
+
+@bench.command()
+def quality(
+    lives: Annotated[int, typer.Option(min=1, help="Models, each with a steady life and a fall.")] = 100,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of a steady life, its baseline apart.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """False alarms of the triggers on the live model, and after how many windows they notice a fall."""
+    from loadtest.quality import measure
+
+    found = []
+    with console.status("judging made-up models …"):
+        for rows in (200, 1_000):
+            for day in (0.0, 0.25):
+                found += measure(lives=lives, windows=windows, rows=rows, day=day)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found]))
+        return
+    table = Table(
+        "condition", "answers a window", "days differ", "lives alarmed", "windows", "found", "after"
+    )
+    for each in found:
+        table.add_row(
+            each.condition,
+            f"{each.rows:,}",
+            f"{each.day:g}",
+            f"{each.lives_with_alarm} of {each.lives}",
+            f"{each.windows_with_alarm} of {each.judged_windows:,}",
+            f"{each.found} of {each.lives}",
+            "" if each.after is None else f"{each.after:g} windows",
+        )
+    answers.print(table)
 
 
 @bench.command()
