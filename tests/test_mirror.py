@@ -1,4 +1,4 @@
-"""The mirror to MLflow: against field names read off MLflow's own protobufs, and against a real server."""
+"""Mirrors: MLflow by names read off its protobufs and by a real server; a collector of OpenLineage events."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from infra.kafka.ports import free_port
 from infra.kafka.topics import ensure
 from infra.mirror import FOLLOWED, mirror
 from infra.mlflow import Mlflow, MlflowAway, MlflowRefuses
+from infra.openlineage import Collector, CollectorAway, CollectorRefuses, run_event
 from infra.settings import load
 from loadtest.elsewhere.mlflow_server import mlflow_server
 from schemas import topics
@@ -150,6 +151,34 @@ async def test_every_request_has_names_that_mlflow_knows_and_nothing_is_made_twi
     assert seen.aliases == {"live": str(len(published))}
     steps = {metric["step"] for metric in seen.metrics if metric["key"] == "loss"}
     assert steps == {e.step for e, _ in EVENTS if isinstance(e, JobProgress)}
+
+
+async def test_a_collector_is_told_of_each_published_model_by_its_own_event() -> None:
+    told: list[Any] = []
+    statuses = [503, 200, 400]
+
+    async def take(request: web.Request) -> web.Response:
+        assert request.headers["authorization"] == "Bearer of the test"
+        if (status := statuses.pop(0)) == 200:
+            told.append(await request.json())
+        return web.Response(status=status)
+
+    application = web.Application()
+    application.router.add_post("/api/v1/lineage", take)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port := free_port()).start()
+    async with Collector(f"http://127.0.0.1:{port}/api/v1/lineage", token="of the test") as collector:
+        with pytest.raises(CollectorAway):
+            await collector.take(EVENTS)
+        await collector.take(EVENTS)
+        with pytest.raises(CollectorRefuses, match="whole address"):
+            await collector.take(EVENTS)
+        await runner.cleanup()
+        with pytest.raises(CollectorAway, match="no collector answers"):
+            await collector.take(EVENTS)
+    (published,) = [e for e, _ in EVENTS if isinstance(e, ModelPublished)]
+    assert told == [json.loads(json.dumps(run_event(published.manifest)))]
 
 
 async def test_a_job_that_was_asked_for_before_the_topic_begins_is_passed_over(
