@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Sequence
 
@@ -12,6 +14,19 @@ from infra.settings import Settings
 
 # How long memory that is free is kept for what comes next.
 _KEPT_MS = 10_000
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+_ARENAS = 2
+
+
+def share_arenas() -> None:
+    """Let all threads take memory from a few arenas of glibc's: what one lets go of, another can take.
+
+    By itself each thread has one of its own, and a chunk is fetched by one thread and let go of by another.
+    Does nothing where MALLOC_ARENA_MAX says otherwise, or malloc is not glibc's.
+    """
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
@@ -19,6 +34,7 @@ def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
 
     Any further arguments are Faust's own.
     """
+    share_arenas()
     if settings.worker.polars_threads is not None:  # read when Polars computes for the first time
         os.environ["POLARS_MAX_THREADS"] = str(settings.worker.polars_threads)
     # By itself Polars gives memory back after half a second, and takes it again page by page for the next
