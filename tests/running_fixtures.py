@@ -88,6 +88,8 @@ class Road:
     broker: EmbeddedBroker
     settings: dict[str, str] = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
+    """Command lines of the pages that have run."""
 
     @property
     def name(self) -> str:
@@ -114,7 +116,7 @@ class Road:
         """Where a part's spans go, a JSON object a line."""
         return self.project / f"{name}-traces.jsonl"
 
-    def start(self, name: str) -> Part:
+    def start(self, name: str, *options: str) -> Part:
         """One part, by its command."""
         log_file = self.project / f"{name}.log"
         log_file.unlink(missing_ok=True)
@@ -125,7 +127,7 @@ class Road:
                 "TIDEMILL_TRACES__INTERVAL_MS": "200",
             }
             process = subprocess.Popen(
-                [TIDEMILL, name],
+                [TIDEMILL, name, *options],
                 cwd=self.project,
                 env={**self.environment(), **traced},
                 stdout=log,

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from infra.dataset import Dataset
 from infra.kafka.connection import Connection
 from infra.kafka.read import read_to_end
 from infra.observe.metrics import of_part, series_of
+from infra.settings import load as load_settings
 from schemas import topics
 from schemas.client import ModelFollower
 from schemas.envelope import Envelope, open_record
@@ -29,8 +31,8 @@ from tests.running_fixtures import Road, Samples, road, sums
 from tests.worker_fixtures import wait_until
 
 DAY_MS = 86_400_000
-ALL_PAGES = sorted((Path(__file__).resolve().parent.parent / "infra" / "pages").glob("*.md"))
-PAGES = [page for page in ALL_PAGES if "```sh" in page.read_text()]
+FOLDER = Path(__file__).resolve().parent.parent / "infra" / "pages"
+PAGES = [page for page in sorted(FOLDER.rglob("*.md")) if page.parent.name != "reference"]
 BAD_BASKET = {"visit_id": "odd", "at": 1_704_067_200_000, "shop": "north", "basket": -5.0}
 
 
@@ -40,7 +42,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     with road(tmp_path_factory.mktemp("running"), "kiosk", TIDEMILL_LOG__LEVEL="debug") as opened:
         opened.tidemill("topics", "--create", "--pipeline", "pipeline.py")
         trainer, worker = opened.start("trainer"), opened.start("worker")
-        opened.start("door")
+        opened.start("door", "--pipeline", "pipeline.py")
         opened.start("page")
         opened.push()
         odd = opened.project / "odd.ndjson"
@@ -190,17 +192,55 @@ async def test_a_trace_leads_from_the_commit_over_the_events_to_the_adoption(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_of_the_pages_runs(played: Road, page: Path) -> None:
-    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines() if line]
-    assert commands
-    for command in commands:
+def test_every_command_and_every_snippet_of_the_pages_runs(played: Road, page: Path) -> None:
+    """`sh` line by line, `python` as one program, `toml` as settings; `text` is shown and not run.
+
+    A line that several pages have runs once.
+    """
+    port = (played.home / "artifacts" / ".store-port").read_text()
+    (door,) = re.findall(r"the door is open at (\S+)/v1", (played.project / "door.log").read_text())
+    here = {
+        "http://127.0.0.1:8710": door,
+        "kafka-1:9092": played.broker.bootstrap_servers,
+        "http://models:8700/": f"http://127.0.0.1:{port}/",
+        "trusted.txt": json.loads(played.tidemill("keys", "--json"))["trusted_file"],
+    }
+    blocks = re.findall(r"^ *```(\w+)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert {kind for kind, _ in blocks} <= {"sh", "python", "toml", "text"}
+    assert any(kind == "sh" for kind, _ in blocks)
+    for kind, text in blocks:
+        if kind == "toml":
+            said = played.project / "snippet.toml"
+            said.write_text(text)
+            assert load_settings(said).paths.home  # refuses a name or a value that is none
+        elif kind != "text":
+            run_block(played, kind, re.sub("|".join(map(re.escape, here)), lambda m: here[m[0]], text))
+
+
+def run_block(played: Road, kind: str, text: str) -> None:
+    text = textwrap.dedent(text)
+    if kind == "python":
+        (played.project / "snippet.py").write_text(text)
+        text = "python snippet.py"
+    for command in text.splitlines():
+        if command != "python snippet.py" and command in played.ran:
+            continue
+        played.ran.add(command)
         program, *arguments = shlex.split(command)
         if program == "tidemill":
             played.tidemill(*arguments)
-        else:
-            assert program == "python"
-            subprocess.run([sys.executable, *arguments], cwd=played.project, check=True, capture_output=True)
+            continue
+        assert program in ("python", "curl")
+        program = sys.executable if program == "python" else program
+        done = subprocess.run(
+            [program, *arguments],
+            cwd=played.project,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
 def test_both_are_ready_and_the_lag_is_none_once_all_is_read(played: Road) -> None:
