@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -60,6 +61,8 @@ _AHEAD = 2_000_000
 _LOOK_S = 0.5
 _PATIENCE_S = 180.0
 _QUARTERS = 4
+_KEPT_LOOKS = 7
+"""Half a minute's records stay on the topic once they are committed."""
 _FILE = """from loadtest.ingest import memory, readings
 
 pipeline = readings.pipeline(
@@ -278,11 +281,16 @@ class _Run:
     async def _delete(self, admin: AIOKafkaAdminClient) -> None:
         """From the topic, what is in the dataset; the broker gives the room back segment by segment."""
         gone: dict[int, int] = {}
+        # Not at once: a worker that lost a fetched chunk on the way reads again from where it was then.
+        then: deque[dict[int, int]] = deque(maxlen=_KEPT_LOOKS)
         while True:
             await asyncio.sleep(5.0)
+            then.append(dict(self._at))
+            if len(then) < _KEPT_LOOKS:
+                continue
             if shutil.disk_usage(self._folder).free < 2**30:
                 raise Absent(f"less than 1 GiB is free on the disk of {self._folder}")
-            ahead = {n: at for n, at in self._at.items() if at > gone.get(n, 0)}
+            ahead = {n: at for n, at in then[0].items() if at > gone.get(n, 0)}
             if ahead:
                 await admin.delete_records(
                     {TopicPartition(TOPIC, n): RecordsToDelete(before_offset=at) for n, at in ahead.items()}
