@@ -56,6 +56,10 @@ class StreamApp(faust.App):
         self.worker.consumer = self.consumer  # type: ignore[assignment]  # a FrameConsumer
         return await self.worker.positions(assigned)
 
+    def taken_up_to(self, tp: TP) -> int | None:
+        """See `StreamWorker.taken_up_to`."""
+        return self.worker.taken_up_to(tp)
+
     async def position_lost(self, lost: PositionLost) -> None:
         """Told by the frame consumer, just before it stops: what lay at a position is gone."""
         await self.worker.alert(lost)

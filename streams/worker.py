@@ -370,6 +370,10 @@ class StreamWorker:
 
     # ── frames ──────────────────────────────────────────────────────────────────────────────────────
 
+    def taken_up_to(self, tp: TP) -> int | None:
+        """Offset of the first record not accepted yet, None for another's partition. Any thread may ask."""
+        return self._expected.get((tp.topic, tp.partition))
+
     async def accept(self, tp: TP, frame: Frame, done: Callable[[], object]) -> None:
         """Take a frame in; `done` is called once its rows are in the dataset, or it is known to be a repeat.
 

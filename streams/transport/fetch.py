@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import aiokafka
@@ -35,6 +35,7 @@ _LEAST_FETCH_BYTES, MOST_FETCH_BYTES = 256 * 2**10, 4 * 2**20
 _COMMIT_S = 5.0
 _STOP_S = 10.0
 _ASK_S = 5.0
+_LOOK_S = 1.0
 
 
 def fetch_bytes(partitions: int) -> int:
@@ -119,6 +120,34 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         except (asyncio.CancelledError, TimeoutError, KafkaError) as error:
             self.log.info("The consumer did not say goodbye to the cluster: %r", error)
 
+    async def call_thread(self, fun: Callable[..., Awaitable], *args: Any, **kwargs: Any) -> Any:
+        """Ask the thread. One that is ending takes no more questions; stock waits for its answer for ever.
+
+        Raises:
+            ConsumerStoppedError: the thread has ended without an answer.
+        """
+        asked = asyncio.ensure_future(super().call_thread(fun, *args, **kwargs))
+        try:
+            while not asked.done():
+                had_ended = self.thread_loop.is_closed()
+                await asyncio.wait({asked}, timeout=_LOOK_S)
+                if had_ended and not asked.done():
+                    raise ConsumerStoppedError
+            return asked.result()
+        except RuntimeError as error:
+            if self.thread_loop.is_closed():
+                raise ConsumerStoppedError from error
+            raise
+        finally:
+            asked.cancel()
+
+    async def commit(self, offsets: Mapping[TP, int]) -> bool:
+        """See `_commit`; whoever ends commits once more, also when the thread has ended before him."""
+        try:
+            return await super().commit(offsets)
+        except ConsumerStoppedError:
+            return False
+
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """Kafka's committed offsets decide nothing here: where they cannot be written, nothing ends."""
         consumer = self._ensure_consumer()
@@ -195,7 +224,10 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             at = self.next_offsets.get(tp)
             if at is None:
                 return False
-            if frame.first != at:
+            if frame.first > at and (self.app.taken_up_to(tp) or 0) >= frame.first:  # type: ignore[attr-defined]
+                # What was late on its way was asked for again, came, and has expired since.
+                self.log.info("%s/%s: all that expired before %s is taken", *tp, frame.first)
+            elif frame.first != at:
                 what = expired if frame.first > at else made_anew
                 raise what(tp.topic, tp.partition, at, first=frame.first, end=frame.next)
             self.next_offsets[tp] = frame.next
