@@ -40,6 +40,7 @@ from schemas.model import ModelPublished
 from streams.announce.fold import Progress
 from streams.announce.log import read_commit, recall
 from streams.closing import closing
+from streams.ledger import compaction
 from streams.ledger.commit import Ledger, Overtaken
 from streams.ledger.compaction import Compacted, CompactionNotWritten, CompactionOvertaken, compact
 from streams.ledger.keeper import Keeper
@@ -92,6 +93,20 @@ def test_a_compaction_changes_files_and_nothing_else(tmp_path: Path) -> None:
         assert (other.position(A), other.watermark(A), other.pipeline_watermark()) == (24, 240, 7)
     commit(ledger, 24, 27)
     assert dataset.rows("events", version=10, **EVER).height == 27
+
+
+def test_what_one_compaction_reads_is_bounded_in_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = tmp_path / "p"
+    of_commits(uri, 5, rows_each=100)
+    monkeypatch.setattr(compaction, "_MOST_ROWS", 250)
+    made = compact(str(uri), files=4, file_bytes=1 << 20)
+    assert made is not None
+    assert (made.files, made.rows) == (3, 300)
+    assert compact(str(uri), files=2, file_bytes=1 << 20) is not None, "those that are left"
+    assert compact(str(uri), files=2, file_bytes=1 << 20) is None, "a file of that many rows is left alone"
+    assert Dataset(uri).rows("events", version=6, **EVER).height == 500
 
 
 def test_files_of_a_size_are_made_one_until_they_are_large_enough(tmp_path: Path) -> None:

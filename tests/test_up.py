@@ -21,15 +21,13 @@ def test_a_killed_broker_comes_back_and_the_door_takes_events_on(tmp_path: Path)
     write(project)
     home, log_file = project / "tidemill-data", project / "up.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TIDEMILL_")}
-    environment |= {
-        "TIDEMILL_DOOR__PORT": "0",
-        "TIDEMILL_STORE__PORT": "0",
-        "TIDEMILL_PATHS__HOME": str(home),
-    }
+    environment["TIDEMILL_PATHS__HOME"] = str(home)
+    # All parts read the file that `up` was given: only there are the ports free ones.
+    given = (project / "tidemill.toml").rename(tmp_path / "given.toml")
+    given.write_text(given.read_text() + "\n[door]\nport = 0\n\n[store]\nport = 0\n")
+    command = [TIDEMILL, "--config", given, "up", "--no-page", "--door"]
     with log_file.open("wb") as log:
-        up = subprocess.Popen(
-            [TIDEMILL, "up", "--no-page", "--door"], cwd=project, env=environment, stdout=log, stderr=log
-        )
+        up = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log)
 
     def runs() -> bool:
         assert up.poll() is None, log_file.read_text()

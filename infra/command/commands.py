@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from infra.command.app import answers, app, console, settings
+from infra.command.app import answers, app, console, settings, with_config
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
@@ -67,13 +67,14 @@ def up(
         asyncio.run(ensure(all_declared(), connection))
         environment["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
         environment["TIDEMILL_PATHS__HOME"] = str(configured.paths.home)
-        parts = {"trainer": tidemill("trainer"), "worker": tidemill("worker")}
+        own = with_config()
+        parts = {"trainer": tidemill(*own, "trainer"), "worker": tidemill(*own, "worker")}
         if page:
-            parts["page"] = tidemill("page")
+            parts["page"] = tidemill(*own, "page")
             said = whereabouts(configured, to_a_person=console.is_terminal)
             console.print(said, highlight=False, soft_wrap=True)
         if door:
-            parts["door"] = tidemill("door", "--pipeline", pipeline or configured.worker.pipeline)
+            parts["door"] = tidemill(*own, "door", "--pipeline", pipeline or configured.worker.pipeline)
         for name, command in parts.items():
             log_file = configured.paths.logs / f"{name}.log"
             # Page and door may fail without the road taking notice.

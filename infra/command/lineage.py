@@ -77,6 +77,7 @@ def reproduce(
         if stores.remote is not None:
             with contextlib.suppress(Rejected):  # what is missing is told with the rest
                 asyncio.run(stores.bring(digest))
+    sys.path.append(str(Path.cwd()))  # where a trainer finds a project's own code, too
     # What user code prints is no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
         found = again(

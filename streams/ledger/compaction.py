@@ -34,6 +34,8 @@ from streams.ledger.entry import Action, add, entry, put
 _CLASS = 8
 # Rows of a row group: statistics of event time let a reader of few windows pass over the others.
 _GROUP_ROWS = 65_536
+# What one compaction holds in memory, sorted beside unsorted, is bounded by this.
+_MOST_ROWS = 1_000_000
 # How often other commits may come first before it is left for later.
 _TRIES = 50
 
@@ -69,7 +71,7 @@ def compact(uri: str, *, files: int, file_bytes: int) -> Compacted | None:
 
     Args:
         files: so many of about the same size are worth it.
-        file_bytes: a file that large is left alone, and one is made about that large.
+        file_bytes: a file that large, or of a million rows, is left alone, and one is made about that large.
 
     Raises:
         CompactionOvertaken: others were faster; try again later.
@@ -123,20 +125,22 @@ def _check_protocol(table: DeltaTable) -> None:
 
 
 def _choose(table: DeltaTable, files: int, file_bytes: int) -> list[dict[str, Any]] | None:
-    """Of the lowest class of size with enough files, the oldest, up to `file_bytes` in all."""
+    """Of the lowest class of size with enough files the oldest, up to `file_bytes` or `_MOST_ROWS` in all."""
     live = pl.DataFrame(table.get_add_actions(flatten=True))
     if live.height < files:
         return None
-    small = live.filter(pl.col("size_bytes") < file_bytes).sort("min._time", "path", nulls_last=True)
+    is_small = (pl.col("size_bytes") < file_bytes) & (pl.col("num_records") < _MOST_ROWS)
+    small = live.filter(is_small).sort("min._time", "path", nulls_last=True)
     classes: dict[int, list[dict[str, Any]]] = {}
     for file in small.select("path", "size_bytes", "num_records").iter_rows(named=True):
         classes.setdefault(int(math.log(file["size_bytes"], _CLASS)), []).append(file)
     for _, members in sorted(classes.items()):
-        chosen, total_bytes = [], 0
+        chosen, total_bytes, total_rows = [], 0, 0
         for file in members:
             chosen.append(file)
             total_bytes += file["size_bytes"]
-            if total_bytes >= file_bytes:
+            total_rows += file["num_records"]
+            if total_bytes >= file_bytes or total_rows >= _MOST_ROWS:
                 break
         if len(members) >= files and len(chosen) > 1:
             return chosen
