@@ -160,7 +160,8 @@ def test_archived_raw_records_make_the_same_dataset_without_the_cluster(live: Li
 
 def test_ctrl_c_ends_a_replay_that_goes_on_by_the_same_command(live: Live) -> None:
     file = live.rules("stopped")
-    process = live.replay(file, TIDEMILL_WORKER__BATCH_ROWS="100")
+    # Hundreds of commits, so that it is not through before it hears of the signal.
+    process = live.replay(file, TIDEMILL_WORKER__BATCH_ROWS="10")
     made = live.made(file)
 
     def begun() -> bool:
