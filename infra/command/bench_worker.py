@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -72,13 +73,7 @@ def scale(
     console.print(result.table())
     if targets := result.targets():
         console.print(table_of(targets))
-    for fault in result.faults():
-        console.print(f"[red]{fault}[/]")
-    console.print(f"written to {file}", highlight=False, soft_wrap=True)
-    if as_json:
-        print(json.dumps(found))
-    if result.faults():
-        raise typer.Exit(1)
+    _conclude(found, result.faults(), str(file), as_json=as_json)
 
 
 @bench.command()
@@ -101,13 +96,7 @@ def catch_up(
     file = write_dated(found, to or configured.paths.home / "bench", "catch-up", result.began)
     console.print(result.table())
     console.print(table_of(result.targets()))
-    for fault in result.faults():
-        console.print(f"[red]{fault}[/]")
-    console.print(f"written to {file}", highlight=False, soft_wrap=True)
-    if as_json:
-        print(json.dumps(found))
-    if result.faults():
-        raise typer.Exit(1)
+    _conclude(found, result.faults(), str(file), as_json=as_json)
 
 
 @bench.command()
@@ -139,10 +128,15 @@ def memory(
     file = write_dated(found, to or configured.paths.home / "bench", "memory", held.began)
     measured.draw(held, file.with_suffix(".png"))
     console.print(table_of(held.targets()))
-    for fault in held.faults():
+    _conclude(found, held.faults(), f"{file} and {file.with_suffix('.png').name}", as_json=as_json)
+
+
+def _conclude(found: dict[str, Any], faults: Sequence[str], written: str, *, as_json: bool) -> None:
+    """Say what was wrong and where the result lies. Raises typer.Exit with 1 if anything was wrong."""
+    for fault in faults:
         console.print(f"[red]{fault}[/]")
-    console.print(f"written to {file} and {file.with_suffix('.png').name}", highlight=False, soft_wrap=True)
+    console.print(f"written to {written}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(found))
-    if held.faults():
+    if faults:
         raise typer.Exit(1)

@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -37,6 +36,7 @@ from loadtest.door.form import FORMS, SINGLE
 from loadtest.door.held import Found, compare, ends, lying
 from loadtest.ingest import readings
 from loadtest.ingest.result import command_line, machine, now
+from loadtest.ingest.scratch import scratch
 from schemas import topics
 from schemas.errors import InvalidConfiguration, Retryable
 
@@ -161,12 +161,11 @@ def measure(options: Options, *, cache_dir: Path, said: Callable[[str], object])
         raise InvalidConfiguration(f"there is no form {unknown[0]!r}; there are {', '.join(FORMS)}")
     result = Result(options=options)
     with (
-        tempfile.TemporaryDirectory(prefix="tidemill-bench-", ignore_cleanup_errors=True) as folder,
-        EmbeddedBroker(Path(folder) / "kafka", heap_mib=512, cache_dir=cache_dir) as broker,
-        _door(Path(folder), broker.bootstrap_servers, options.processes) as door,
+        scratch(cache_dir, None) as (broker, folder),
+        _door(folder, broker.bootstrap_servers, options.processes) as door,
     ):
         connection = Connection(bootstrap_servers=broker.bootstrap_servers)
-        stage = _Stage(Path(folder), broker, door, options)
+        stage = _Stage(folder, broker, door, options)
         before = asyncio.run(ends(connection))
         for number in range(1, options.rounds + 1):
             for form in options.forms:

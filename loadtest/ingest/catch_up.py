@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,12 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from loadtest.ingest import readings, tidemill
 from loadtest.ingest.fill import Filled, fill
 from loadtest.ingest.measure import Measured, measure
 from loadtest.ingest.result import command_line, machine, now
+from loadtest.ingest.scratch import scratch
 from loadtest.ingest.side import Mark, Side, Task
 from loadtest.ingest.target import Target
 
@@ -106,13 +105,10 @@ def run(*, minutes: float, rounds: int, cache_dir: Path, console: Console) -> Ca
     Raises:
         Absent: the worker did not start, or died.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemill-bench-", ignore_cleanup_errors=True) as folder,
-        EmbeddedBroker(Path(folder) / "kafka", heap_mib=512, cache_dir=cache_dir, console=console) as broker,
-    ):
+    with scratch(cache_dir, console) as (broker, folder):
         return run_on(
             broker.bootstrap_servers,
-            Path(folder),
+            folder,
             minutes=minutes,
             rounds=rounds,
             cache_dir=cache_dir,

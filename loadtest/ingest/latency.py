@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ from aiokafka import AIOKafkaProducer
 from rich.console import Console
 
 from infra.dataset import CommitRecord, Dataset
-from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from infra.supervisor import Supervised
@@ -34,6 +32,7 @@ from loadtest.ingest import readings, tidemill
 from loadtest.ingest.fill import Filled, fill, producer_for
 from loadtest.ingest.measure import measure
 from loadtest.ingest.result import command_line, machine, now
+from loadtest.ingest.scratch import scratch
 from loadtest.ingest.side import Absent, Task
 from loadtest.ingest.sides import SIDES
 from loadtest.ingest.target import Target
@@ -135,17 +134,14 @@ def run(*, rate: float | None, seconds: float, events: int, cache_dir: Path, con
     Raises:
         Absent: the worker did not start, or died.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemill-bench-", ignore_cleanup_errors=True) as folder,
-        EmbeddedBroker(Path(folder) / "kafka", heap_mib=512, cache_dir=cache_dir, console=console) as broker,
-    ):
+    with scratch(cache_dir, console) as (broker, folder):
         top = None
         if rate is None:
-            top = _top_rate(broker.bootstrap_servers, Path(folder), events, cache_dir, console)
+            top = _top_rate(broker.bootstrap_servers, folder, events, cache_dir, console)
             console.print(f"top rate: {top:,.0f} events/s; half of it is sent for {seconds:g} s")
             rate = top / 2
         return run_on(
-            broker.bootstrap_servers, Path(folder), rate=rate, seconds=seconds, top=top, cache_dir=cache_dir
+            broker.bootstrap_servers, folder, rate=rate, seconds=seconds, top=top, cache_dir=cache_dir
         )
 
 

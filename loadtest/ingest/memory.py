@@ -14,7 +14,6 @@ import contextlib
 import os
 import shutil
 import statistics
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from aiokafka.structs import TopicPartition
 from rich.console import Console
 
 from infra.dataset import Dataset
-from infra.kafka import EmbeddedBroker
 from infra.kafka.batches import send_records
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
@@ -38,6 +36,7 @@ from infra.supervisor import Supervised, tidemill
 from loadtest.ingest import readings
 from loadtest.ingest.fill import producer_for
 from loadtest.ingest.result import command_line, machine, now
+from loadtest.ingest.scratch import scratch
 from loadtest.ingest.side import Absent
 from loadtest.ingest.target import Target
 from loadtest.ingest.visible import Follower, events_of
@@ -154,19 +153,10 @@ def run(
         Absent: it did not start, or stands still.
         ProcessFailed: it died.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemill-bench-", ignore_cleanup_errors=True) as folder,
-        EmbeddedBroker(
-            Path(folder) / "kafka",
-            heap_mib=512,
-            broker_settings=BROKER_SETTINGS,
-            cache_dir=cache_dir,
-            console=console,
-        ) as broker,
-    ):
+    with scratch(cache_dir, console, broker_settings=BROKER_SETTINGS) as (broker, folder):
         return run_on(
             broker.bootstrap_servers,
-            Path(folder),
+            folder,
             events=events,
             partitions=partitions,
             keys=keys,

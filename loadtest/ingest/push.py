@@ -11,7 +11,6 @@ import json
 import os
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import atomic_file
-from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from infra.supervisor import tidemill
 from loadtest.ingest import readings
 from loadtest.ingest.result import command_line, machine, now
+from loadtest.ingest.scratch import scratch
 from schemas import topics
 from schemas.errors import InvalidConfiguration, Retryable
 
@@ -76,13 +75,10 @@ def run(
         raise InvalidConfiguration(f"there is no format {unknown[0]!r}; there are {', '.join(FORMATS)}")
     began, load = now(), os.getloadavg()
     found: list[Pushed] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemill-bench-", ignore_cleanup_errors=True) as folder,
-        EmbeddedBroker(Path(folder) / "kafka", heap_mib=512, cache_dir=cache_dir, console=console) as broker,
-    ):
+    with scratch(cache_dir, console) as (broker, folder):
         connection = Connection(bootstrap_servers=broker.bootstrap_servers)
         asyncio.run(ensure([*topics.TOPICS, readings.declare()], connection))
-        home = Path(folder) / "home"
+        home = folder / "home"
         home.mkdir()
         (home / "pushed.py").write_text(_DECLARES)
         files = _files(formats, events, home)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from loadtest.ingest import readings
 from loadtest.ingest.fill import Filled, Format, fill
 from loadtest.ingest.measure import Measured, measure
 from loadtest.ingest.result import Result, command_line, now
+from loadtest.ingest.scratch import scratch
 from loadtest.ingest.side import Absent, Side, Task
 from loadtest.ingest.sides import NAMES, SIDES
 from schemas.errors import InvalidConfiguration
@@ -49,11 +48,8 @@ def chosen(names: Sequence[str]) -> list[Side]:
 
 def run(options: Options, *, cache_dir: Path, console: Console) -> Result:
     """All rounds; each side begins each round from nothing, on the same events."""
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemill-bench-", ignore_cleanup_errors=True) as folder,
-        EmbeddedBroker(Path(folder) / "kafka", heap_mib=512, cache_dir=cache_dir, console=console) as broker,
-    ):
-        return run_on(broker.bootstrap_servers, Path(folder), options, cache_dir=cache_dir, console=console)
+    with scratch(cache_dir, console) as (broker, folder):
+        return run_on(broker.bootstrap_servers, folder, options, cache_dir=cache_dir, console=console)
 
 
 def run_on(

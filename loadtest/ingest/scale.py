@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -22,12 +21,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from loadtest.ingest import tidemill
 from loadtest.ingest.fill import Filled, fill
 from loadtest.ingest.measure import Measured, measure
 from loadtest.ingest.result import MEDIANS, command_line, machine, now
+from loadtest.ingest.scratch import scratch
 from loadtest.ingest.side import Side, Task
 from loadtest.ingest.target import Target
 from schemas.errors import InvalidConfiguration
@@ -171,19 +170,10 @@ def run(of: Sequence[str], *, events: int, rounds: int, cache_dir: Path, console
         Absent: a worker did not start, or died.
     """
     refuse_unknown(of)
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemill-bench-", ignore_cleanup_errors=True) as folder,
-        EmbeddedBroker(
-            Path(folder) / "kafka",
-            heap_mib=512,
-            broker_settings=BROKER_SETTINGS,
-            cache_dir=cache_dir,
-            console=console,
-        ) as broker,
-    ):
+    with scratch(cache_dir, console, broker_settings=BROKER_SETTINGS) as (broker, folder):
         return run_on(
             broker.bootstrap_servers,
-            Path(folder),
+            folder,
             of,
             events=events,
             rounds=rounds,
