@@ -65,7 +65,7 @@ class FrameQueue:
             self._room.clear()
             await self._room.wait()
         self.frames.append(arrived)
-        self._count()
+        self._count(arrived, 1)
         self.changed.set()
 
     def take(self) -> list[Arrived]:
@@ -78,13 +78,15 @@ class FrameQueue:
         while self.frames and (not taken or (rows < self.max_rows and size_bytes < self.max_bytes)):
             if taken and rows + int(self.frames[0].heights[:1].sum()) > self.max_rows:
                 break
-            arrived, rest = self.frames.popleft().parted(self.max_rows - rows)
+            first = self.frames.popleft()
+            self._count(first, -1)
+            arrived, rest = first.parted(self.max_rows - rows)
             if rest is not None:
                 self.frames.appendleft(rest)
+                self._count(rest, 1)
             taken.append(arrived)
             rows += arrived.rows
             size_bytes += arrived.frame.size_bytes
-        self._count()
         self._room.set()
         if not self.frames:
             self.changed.clear()
@@ -94,10 +96,10 @@ class FrameQueue:
         """Forget all of it; nobody waits for it any more."""
         while self.frames:
             self.frames.popleft().done()
-        self._count()
+        self.rows = self.size_bytes = 0
         self._room.set()
         self.changed.clear()
 
-    def _count(self) -> None:
-        self.rows = sum(arrived.rows for arrived in self.frames)
-        self.size_bytes = sum(arrived.frame.size_bytes for arrived in self.frames)
+    def _count(self, arrived: Arrived, sign: int) -> None:
+        self.rows += sign * arrived.rows
+        self.size_bytes += sign * arrived.frame.size_bytes

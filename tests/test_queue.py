@@ -41,13 +41,21 @@ def test_batches_hold_every_record_in_order_and_no_more_rows_than_they_may(
         queue = FrameQueue(MOST_ROWS, 2**30)
         told: list[int] = []
         sent: list[tuple[int, bytes | None]] = []
-        for number, rows in enumerate(sizes):
-            own = frame(rows, first=len(sent))
+        frames: list[Frame] = []
+        for rows in sizes:
+            frames.append(own := frame(rows, first=len(sent)))
             sent += zip(own.offsets, own.values, strict=True)
-            queue.frames.append(Arrived(own, lambda number=number: told.append(number)))
+
+        async def fill() -> None:
+            for number, own in enumerate(frames):
+                await queue.put(Arrived(own, lambda number=number: told.append(number)))
+
+        filling = asyncio.create_task(fill())
         heights = [max(1, rows or 1) for own in sizes for rows in own]
         got: list[tuple[int, bytes | None]] = []
-        while batch := queue.take():
+        while len(got) < len(sent):
+            await asyncio.sleep(0)
+            batch = queue.take()
             records = sum(len(each.frame) for each in batch)
             assert records == 1 or sum(heights[len(got) : len(got) + records]) <= MOST_ROWS
             for each in batch:
@@ -57,6 +65,7 @@ def test_batches_hold_every_record_in_order_and_no_more_rows_than_they_may(
                 each.done()
             ends = [sum(map(len, sizes[: n + 1])) for n in range(len(sizes))]
             assert told == [n for n, end in enumerate(ends) if end <= len(got)]
+        await filling
         assert got == sent
         assert (queue.rows, queue.size_bytes) == (0, 0)
 

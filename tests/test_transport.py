@@ -16,7 +16,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.consumer.fetcher import Fetcher, PartitionRecords
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
@@ -29,6 +29,7 @@ from streams.decode.records import Decoder
 from streams.transport.fetch import MOST_FETCH_BYTES, _drain, fetch_bytes
 from streams.transport.frame import Frame, read_frame
 from streams.transport.inflate import MAX_BATCH_BYTES, Batches
+from streams.transport.pace import IDLE_MS, PACE_MS, Pace
 from tests.stream_fixtures import Reading
 
 Create = Callable[..., Awaitable[str]]
@@ -62,6 +63,11 @@ async def frames_from(consumer: AIOKafkaConsumer, topic: str, start: int, end: i
     fetcher = consumer._fetcher
     assert fetcher is not None
     consumer.seek(TopicPartition(topic, 0), start)
+    return await frames_on(fetcher, topic, end)
+
+
+async def frames_on(fetcher: Fetcher, topic: str, end: int) -> list[Frame]:
+    """Frames from where the fetcher stands."""
     frames: list[Frame] = []
     while not frames or frames[-1].next < end:
         with fetcher._subscriptions.fetch_context():
@@ -163,6 +169,41 @@ async def test_a_running_consumer_takes_another_bound_of_its_fetches(
             counts.append(len(await frames_from(consumer, topic, 0, 300)))
     assert counts[0] == 1
     assert counts[1] > 5
+
+
+async def test_a_running_consumer_takes_other_least_bytes_of_its_fetches(
+    kafka: EmbeddedBroker, create_topic: Create
+) -> None:
+    topic = await create_topic("paced")
+    async with reader(kafka, topic) as consumer, writer(kafka) as producer:
+        fetcher = consumer._fetcher
+        assert fetcher is not None
+        await producer.send_and_wait(topic, bytes(10), partition=0)
+        await frames_from(consumer, topic, 0, 1)  # the fetch after it was asked for by the bytes before
+        fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = 20_000, 30_000
+        await producer.send_and_wait(topic, bytes(10), partition=0)
+        frames = await frames_on(fetcher, topic, 2)
+        sending = asyncio.create_task(_send_one_by_one(producer, topic, 40, 1_000))
+        frames += await frames_on(fetcher, topic, 20)
+        await sending
+        assert len(frames) <= 3, "twenty came one by one, and were fetched so"
+
+
+async def _send_one_by_one(producer: AIOKafkaProducer, topic: str, count: int, size_bytes: int) -> None:
+    for _ in range(count):
+        await producer.send_and_wait(topic, bytes(size_bytes), partition=0)
+
+
+def test_a_lone_record_does_not_wait_and_a_flood_is_fetched_in_spans() -> None:
+    pace = Pace(now_s=10.0)
+    assert pace.after(0, now_s=10.5) == (1, IDLE_MS), "nothing came"
+    assert pace.after(130, now_s=15.5) == (1, IDLE_MS), "a record in five seconds"
+    least_bytes, wait_ms = pace.after(16_000, now_s=15.502)
+    assert (least_bytes, wait_ms) == (pytest.approx(8_000_000 * PACE_MS / 1000, abs=1), PACE_MS)
+    assert pace.after(10_000, now_s=16.502) == (pytest.approx(10_000 * PACE_MS / 1000, abs=1), PACE_MS)
+    assert pace.after(400_000_000, now_s=17.0) == (2**20, PACE_MS), "no fetch waits for more"
+    assert pace.after(5_000_000, now_s=17.0) == (2**20, PACE_MS), "no time has passed"
+    assert pace.after(0, now_s=17.1) == (1, IDLE_MS), "the flood has ended"
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

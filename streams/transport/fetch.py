@@ -27,9 +27,8 @@ from faust.types import TP
 
 from streams.ledger.positions import PositionLost, expired, made_anew
 from streams.transport.frame import Frame, read_frame
+from streams.transport.pace import IDLE_MS, Pace
 
-# Faust waits 1.5 s for a fetch to fill; a record should not wait for company.
-FETCH_MAX_WAIT_MS = 100
 _FETCHED_BYTES = 32 * 2**20
 _LEAST_FETCH_BYTES, MOST_FETCH_BYTES = 256 * 2**10, 4 * 2**20
 _COMMIT_S = 5.0
@@ -58,6 +57,7 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         super().__init__(*args, **kwargs)
         self.next_offsets: dict[TP, int] = {}
         self._was_assigned = False
+        self._pace = Pace(time.monotonic())
 
     def _create_worker_consumer(self, transport) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
@@ -74,7 +74,7 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             auto_offset_reset="earliest",
             max_poll_interval_ms=int((conf.broker_max_poll_interval or 0) * 1000),
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            fetch_max_wait_ms=IDLE_MS,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             check_crcs=conf.broker_check_crcs,
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
@@ -206,6 +206,11 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             return {}
         with fetcher._subscriptions.fetch_context():
             drained = await _drain(fetcher, wanted, timeout or 0.0)
+        sent_bytes = sum(frame.sent_bytes for frames in drained.values() for frame in frames)
+        least_bytes, wait_ms = self._pace.after(sent_bytes, time.monotonic())
+        # Each broker is asked by itself, and has its share.
+        brokers = max(1, len(consumer._client.cluster.brokers()))
+        fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = max(1, least_bytes // brokers), wait_ms
         try:
             return {tp: frames for tp, frames in drained.items() if self._goes_on(tp, frames)}
         except PositionLost as lost:

@@ -23,7 +23,8 @@ class Frame:
     `values[i]` belongs to `offsets[i]`; a compacted or transactional topic leaves offsets of the range
     without a record, which count as read all the same. `headers` holds only records that have some,
     by index; `stamps` the index at which each batch begins, with its timestamp; `unread` says why a record
-    could not be read, by index. `size_bytes` is what the records take in memory, at most.
+    could not be read, by index. `size_bytes` is what the records take in memory, at most; `sent_bytes` what
+    was fetched for them.
     """
 
     topic: str
@@ -37,6 +38,7 @@ class Frame:
     stamps: list[tuple[int, int]] = field(default_factory=list)
     unread: dict[int, str] = field(default_factory=dict)
     size_bytes: int = 0
+    sent_bytes: int = 0
     _tables: dict[int, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -110,6 +112,7 @@ def read_frame(records: PartitionRecords, *, topic: str, partition: int) -> Fram
     offsets: list[int] = []
     try:
         for batch, raw in _data_batches(records):
+            frame.sent_bytes += len(raw)
             frame.stamps.append((len(frame.values), batch.max_timestamp or -1))
             try:
                 readable, size_bytes = inflated(raw) if batch.compression_type else (batch, len(raw))
