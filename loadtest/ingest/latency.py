@@ -5,7 +5,8 @@
 Each event has an instant at which it is due, whatever the cluster answers; its row is visible once the
 commit that holds it stands in the dataset's log, where any reader finds it. So waiting in the producer, in
 Kafka and in the worker all count, and so does falling behind. What passes until Kafka has acknowledged the
-event stands beside it. Records are made beforehand: on a machine of few cores that would be half of the work.
+event stands beside it. Batches are made beforehand, of what falls due within 10 ms, and sent when the
+last of them is due: on a machine of few cores, to make them meanwhile would be half of the work.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.console import Console
 
 from infra.dataset import CommitRecord, Dataset
 from infra.kafka.connection import Connection
+from infra.kafka.record_batch import Records, WholeBatch, batches
 from infra.kafka.topics import ensure
 from infra.supervisor import Supervised
 from loadtest.ingest import readings, tidemill
@@ -41,12 +43,12 @@ from schemas import topics
 
 TOPIC = "bench.latency"
 MOST_P50_MS, MOST_P99_MS = 300.0, 1_000.0
-_PAUSE_S = 0.005
-"""How long a producer that has sent all that was due waits for more."""
+_LINGER_S = 0.01
+"""So long a producer gathers what falls due."""
 _SETTLE_S = 3.0
 """What was due before that is not counted: caches fill, code is compiled."""
 _PATIENCE_S = 120.0
-_MOST_RECORDS = 4_000
+_BATCH_BYTES = 2**20
 _LOOK_S = 0.1
 
 
@@ -58,8 +60,9 @@ class Lane:
     """
 
     partition: int
-    records: pl.DataFrame
-    """Columns key and value, bytes."""
+    batches: list[WholeBatch]
+    """The first one holds one event: it wakes the worker before the clock runs."""
+    events: int
     due_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
     acknowledged: list[tuple[int, float]] = field(default_factory=list)
 
@@ -183,8 +186,8 @@ async def _run_on(
     await ensure([*topics.TOPICS, topic], connection)
     lanes = _lanes(rate, seconds + _SETTLE_S, topic.partitions)
     filled = Filled(
-        events=sum(lane.records.height for lane in lanes),
-        records=tuple(lane.records.height for lane in lanes),
+        events=sum(lane.events for lane in lanes),
+        records=tuple(lane.events for lane in lanes),
         kept=0,
         unique=0,
         bytes_per_event=0.0,
@@ -230,43 +233,45 @@ def _lanes(rate: float, seconds: float, partitions: int) -> list[Lane]:
             made[number].append(
                 part.select(key=pl.col("source").cast(pl.Binary), value=value.cast(pl.Binary))
             )
-    return [Lane(partition=number, records=pl.concat(own)) for number, own in enumerate(made)]
+    return [_lane(number, pl.concat(own), seconds) for number, own in enumerate(made)]
+
+
+def _lane(partition: int, records: pl.DataFrame, seconds: float) -> Lane:
+    at_once = max(1, round(records.height / seconds * _LINGER_S))
+    parts = [records.head(1), *records.slice(1).iter_slices(at_once)]
+    made = [
+        batch
+        for part in parts
+        for batch in batches(Records(part["key"], part["value"]), timestamp_ms=0, most_bytes=_BATCH_BYTES)
+    ]
+    return Lane(partition=partition, batches=made, events=records.height)
 
 
 async def _send(
     producer: AIOKafkaProducer, lanes: Sequence[Lane], seconds: float, watch: Watch, worker: Supervised
 ) -> None:
-    """Send each event when it is due. Each lane's first goes before the clock runs: it wakes the worker."""
-    await asyncio.gather(*(_batch(producer, lane, 0, 1) for lane in lanes))
+    """Send each batch when its last event is due."""
+    await asyncio.gather(*(_send_batch(producer, lane, lane.batches[0], 1) for lane in lanes))
     if not await _until(lambda: _events(watch) > 0, worker):
         raise Absent(f"no event was committed within {_PATIENCE_S:g} s; the log ends:\n{worker.log_tail()}")
     began_s = time.monotonic()
     for lane in lanes:
-        lane.due_s = began_s + np.arange(lane.records.height) * (seconds / lane.records.height)
+        lane.due_s = began_s + np.arange(lane.events) * (seconds / lane.events)
     await asyncio.gather(*(_keep_up(producer, lane) for lane in lanes))
 
 
 async def _keep_up(producer: AIOKafkaProducer, lane: Lane) -> None:
     sent = 1
-    while sent < lane.records.height:
-        due = int(np.searchsorted(lane.due_s, time.monotonic(), side="right"))
-        if due > sent:
-            sent = await _batch(producer, lane, sent, due)
-        else:
-            await asyncio.sleep(_PAUSE_S)
+    for batch in lane.batches[1:]:
+        sent += batch.record_count()
+        await asyncio.sleep(lane.due_s[sent - 1] - time.monotonic())
+        await _send_batch(producer, lane, batch, sent)
 
 
-async def _batch(producer: AIOKafkaProducer, lane: Lane, first: int, end: int) -> int:
-    """Send as many of these as one batch holds, once the one before is on its way; gives the next to send."""
-    batch = producer.create_batch()
-    for key, value in lane.records.slice(first, min(end - first, _MOST_RECORDS)).iter_rows():
-        if batch.append(key=key, value=value, timestamp=None) is None:
-            break
-    batch.close()
-    following = first + batch.record_count()
+async def _send_batch(producer: AIOKafkaProducer, lane: Lane, batch: WholeBatch, following: int) -> None:
+    """Send it once the one before is on its way; `following` is the offset behind it."""
     future = await producer.send_batch(batch, TOPIC, partition=lane.partition)
     future.add_done_callback(lambda _: lane.acknowledged.append((following, time.monotonic())))
-    return following
 
 
 def _events(watch: Watch) -> int:
