@@ -27,10 +27,23 @@ class ProcessFailed(Retryable):
         self.name, self.code, self.log_file = name, code, log_file
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
     # Linux only, and only a second line of defence: a supervisor that is killed leaves nothing behind.
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, which started it, ends, and end at once if it has.
+
+    On Linux; elsewhere one that is left behind ends by itself.
+
+    Raises:
+        SystemExit: the parent is gone already.
+    """
+    _die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 @dataclass

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import polars as pl
+import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 from deltalake import DeltaTable
@@ -30,6 +32,7 @@ from infra.dataset import Dataset, DatasetUnreadable
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
+from infra.observe.instruments import Instruments
 from infra.settings_model import Upkeep
 from schemas import examples, topics
 from schemas.contract import Announcement
@@ -43,11 +46,14 @@ from streams.closing import closing
 from streams.ledger import compaction
 from streams.ledger.commit import Ledger, Overtaken
 from streams.ledger.compaction import Compacted, CompactionNotWritten, CompactionOvertaken, compact
-from streams.ledger.keeper import Keeper
+from streams.ledger.keeper import CompactionFailed, Keeper
 from streams.ledger.retention import references, vacuum
 from streams.summary.profiling import beginning
 from tests.test_announce import PIPELINES, announcer, committed
 from tests.test_ledger import SCHEMA, A, B, commit, small_disk
+from tests.worker_fixtures import wait_until
+
+T = TypeVar("T")
 
 EVER: dict[str, Any] = {"start_ms": -(10**9), "end_ms": 10**9}
 
@@ -508,6 +514,116 @@ async def test_a_worker_that_leads_keeps_the_dataset_and_others_do_not(
     aged(uri, hours=30)
     await keeper.once()
     assert [f.name for f in uri.glob("*.parquet")] == live(uri)
+
+
+# ── in a process of its own ────────────────────────────────────────────────────────────────────────
+
+
+KEEPING = """
+import asyncio, sys
+from infra.kafka.connection import Connection
+from infra.observe.instruments import Instruments
+from infra.settings_model import Upkeep
+from streams.ledger.keeper import CompactionFailed, Keeper
+connection = Connection(bootstrap_servers="127.0.0.1:9")
+options = Upkeep(compact_files=4, vacuum=False)
+asyncio.run(Keeper(sys.argv[1], connection, options, is_mine=lambda: True).once())
+"""
+
+
+def keeper_of(uri: Path, instruments: Instruments | None = None) -> Keeper:
+    connection = Connection(bootstrap_servers="127.0.0.1:9")  # which nobody needs for a compaction
+    options = Upkeep(compact_files=4, vacuum=False, interval_ms=20)
+    return Keeper(str(uri), connection, options, is_mine=lambda: True, instruments=instruments, pipeline="p")
+
+
+def compactors(of: int) -> list[psutil.Process]:
+    """The processes that compact for that one."""
+    try:
+        return [c for c in psutil.Process(of).children() if "streams.ledger.compactor" in c.cmdline()]
+    except psutil.NoSuchProcess:
+        return []
+
+
+async def eventually(holds: Callable[[], T], what: str) -> T:
+    """The first true answer, while the loop goes on."""
+    return await asyncio.to_thread(wait_until, holds, what)
+
+
+async def compactor_of(pid: int) -> psutil.Process:
+    return (await eventually(lambda: compactors(pid), "a process compacts"))[0]
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def assert_whole(uri: Path, rows: int) -> None:
+    """Each row is there once, the ledger stands behind them, and another commit goes in."""
+    ledger, dataset = Ledger(uri, SCHEMA), Dataset(uri)
+    found = dataset.rows("events", version=dataset.newest_version(), **EVER)
+    assert found.get_column("_offset").sort().to_list() == list(range(rows))
+    assert ledger.position(A) == rows
+    commit(ledger, rows, rows + 1)
+
+
+async def test_a_worker_commits_on_while_a_process_at_low_priority_compacts(tmp_path: Path) -> None:
+    uri = tmp_path / "p"
+    ledger = of_commits(uri, 6)
+    keeping = asyncio.create_task(keeper_of(uri).once())
+    compactor = await compactor_of(os.getpid())
+    compactor.suspend()  # a compaction that takes for ever
+    for n in range(6, 10):
+        commit(ledger, n * 3, n * 3 + 3)
+    assert ledger.version() == 10
+    compactor.resume()
+    await eventually(lambda: is_gone(compactor) or compactor.nice() == os.nice(0) + 10, "it makes way")
+    await keeping
+    assert len(live(uri)) < 10
+    assert not compactors(os.getpid()), "it has ended"
+    assert_whole(uri, 30)
+
+
+async def test_a_compaction_that_is_killed_is_counted_and_made_again(tmp_path: Path) -> None:
+    uri, instruments = tmp_path / "p", Instruments("worker")
+    of_commits(uri, 6)
+    running = asyncio.create_task(keeper_of(uri, instruments).run())
+    (await compactor_of(os.getpid())).kill()
+    await eventually(lambda: len(live(uri)) == 1, "it is compacted")
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    said = instruments.exposition().decode()
+    assert 'tidemill_upkeep_failures_total{pipeline="p"} 1.0' in said
+    assert_whole(uri, 18)
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "it stops"])
+async def test_no_compaction_is_left_behind_by_its_worker(end: str, tmp_path: Path) -> None:
+    uri = tmp_path / "p"
+    of_commits(uri, 6)
+    if end == "SIGKILL":
+        worker = await asyncio.create_subprocess_exec(sys.executable, "-c", KEEPING, str(uri))
+        compactor = await compactor_of(worker.pid)
+        worker.kill()
+        await worker.wait()
+    else:
+        keeping = asyncio.create_task(keeper_of(uri).run())
+        compactor = await compactor_of(os.getpid())
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+    await eventually(lambda: is_gone(compactor), "its compactor is gone")
+    assert_whole(uri, 18)
+
+
+async def test_a_compaction_that_cannot_be_says_why(tmp_path: Path) -> None:
+    uri = tmp_path / "p"
+    of_commits(uri, 6)
+    (uri / live(uri)[0]).unlink()
+    with pytest.raises(CompactionFailed, match=r"could not be written .*the dataset is as it was"):
+        await keeper_of(uri).once()
+    assert not list(uri.glob("part-compacted-*"))
 
 
 # ── by hand ─────────────────────────────────────────────────────────────────────────────────────────

@@ -239,7 +239,7 @@ class Cluster:
             consumer = AIOKafkaAdminClient(**self.connection.client_arguments())
             await consumer.start()
             try:
-                (found,) = await consumer.describe_consumer_groups([group])
+                found: Any = (await consumer.describe_consumer_groups([group]))[0]
                 members = found.groups[0][5]
             except GroupCoordinatorNotAvailableError:
                 return {}  # the broker's first group: it is still making the topic for it
@@ -303,7 +303,7 @@ class Worker(WorkerProcess):
         if not file.exists():
             file.write_text(PIPELINE.format(name=pipeline))
         # Compacted far more often than anyone would: whatever is tested holds beside it.
-        often = {"TIDEMILL_UPKEEP__COMPACT_FILES": "3", "TIDEMILL_UPKEEP__INTERVAL_MS": "200"}
+        often = {"TIDEMILL_UPKEEP__COMPACT_FILES": "3", "TIDEMILL_UPKEEP__INTERVAL_MS": "500"}
         bootstrap_servers = cluster.connection.bootstrap_servers
         super().__init__(home, file, bootstrap_servers, member, {**often, **(settings or {})})
 

@@ -16,26 +16,28 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from deltalake import DeltaTable
+from polars.io.plugins import register_io_source
 
 from infra.atomic_file import flush
 from infra.dataset import entry_of, open_table
 from schemas.errors import Rejected, Retryable
 from streams.ledger.commit import CHECKPOINT_EVERY, make_durable
-from streams.ledger.entry import Action, add, entry, put
+from streams.ledger.entry import STATED, Action, add, entry, put
 
 # Files of one class differ in size by no more than this factor: so a row is rewritten a few times in all.
 _CLASS = 8
 # Rows of a row group: statistics of event time let a reader of few windows pass over the others.
 _GROUP_ROWS = 65_536
-# What one compaction holds in memory, sorted beside unsorted, is bounded by this.
+# Event times of all its files may overlap: so much is then in memory, sorted beside unsorted.
 _MOST_ROWS = 1_000_000
+_ORDER = ("_time", "_source", "_partition", "_offset", "_row")
 # How often other commits may come first before it is left for later.
 _TRIES = 50
 
@@ -63,6 +65,15 @@ class Compacted:
     bytes_after: int
 
 
+def is_due(uri: str, *, files: int, file_bytes: int) -> bool:
+    """Whether `compact` would find something to do.
+
+    Raises:
+        CannotCompact, DatasetUnreadable: as it does.
+    """
+    return _choose(_opened(uri), files, file_bytes) is not None
+
+
 def compact(uri: str, *, files: int, file_bytes: int) -> Compacted | None:
     """Make one file of many small ones, the oldest by event time; None where there are not enough of them.
 
@@ -79,21 +90,14 @@ def compact(uri: str, *, files: int, file_bytes: int) -> Compacted | None:
         DatasetUnreadable: there is none at `uri`.
         CompactionNotWritten: the disk is full, or it may not be written.
     """
-    if "://" in uri:
-        raise CannotCompact(f"dataset {uri} lies in an object store; only datasets in folders are compacted")
-    table, root = open_table(uri), Path(uri)
-    _check_protocol(table)
+    table, root = _opened(uri), Path(uri)
     chosen = _choose(table, files, file_bytes)
     if chosen is None:
         return None
-    rows = _read(table, root, chosen)
     made = root / f"part-compacted-{uuid.uuid4()}.parquet"
     try:
-        rows.write_parquet(made, compression="zstd", compression_level=1, row_group_size=_GROUP_ROWS)
-        flush(made)
-        flush(root)
+        rows = _write(made, table, root, chosen)
     except (pl.exceptions.PolarsError, OSError) as error:
-        made.unlink(missing_ok=True)
         raise CompactionNotWritten(
             f"{made} could not be written ({error}); the dataset is as it was: free space or mend its folder"
         ) from error
@@ -115,13 +119,17 @@ def compact(uri: str, *, files: int, file_bytes: int) -> Compacted | None:
     )
 
 
-def _check_protocol(table: DeltaTable) -> None:
+def _opened(uri: str) -> DeltaTable:
+    if "://" in uri:
+        raise CannotCompact(f"dataset {uri} lies in an object store; only datasets in folders are compacted")
+    table = open_table(uri)
     protocol = table.protocol()
     if protocol.min_reader_version > 1 or protocol.min_writer_version > 2:
         raise CannotCompact(
             f"dataset {table.table_uri} asks for Delta reader {protocol.min_reader_version} and writer "
             f"{protocol.min_writer_version}; compact it by what gave it those"
         )
+    return table
 
 
 def _choose(table: DeltaTable, files: int, file_bytes: int) -> list[dict[str, Any]] | None:
@@ -132,7 +140,7 @@ def _choose(table: DeltaTable, files: int, file_bytes: int) -> list[dict[str, An
     is_small = (pl.col("size_bytes") < file_bytes) & (pl.col("num_records") < _MOST_ROWS)
     small = live.filter(is_small).sort("min._time", "path", nulls_last=True)
     classes: dict[int, list[dict[str, Any]]] = {}
-    for file in small.select("path", "size_bytes", "num_records").iter_rows(named=True):
+    for file in small.select("path", "size_bytes", "num_records", "min._time").iter_rows(named=True):
         classes.setdefault(int(math.log(file["size_bytes"], _CLASS)), []).append(file)
     for _, members in sorted(classes.items()):
         chosen, total_bytes, total_rows = [], 0, 0
@@ -147,21 +155,56 @@ def _choose(table: DeltaTable, files: int, file_bytes: int) -> list[dict[str, An
     return None
 
 
-def _read(table: DeltaTable, root: Path, chosen: Sequence[dict[str, Any]]) -> pl.DataFrame:
+def _write(made: Path, table: DeltaTable, root: Path, chosen: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """The rows of these files as one file, on disk; gives what the log states of them, row by row.
+
+    Raises:
+        PolarsError, OSError: it could not be written, or one of them not be read; nothing is left of it.
+        CannotCompact: they do not hold what the log says.
+    """
     schema = pl.Schema(pl.scan_delta(table).collect_schema())
-    paths = [str(root / file["path"]) for file in chosen]
-    rows = (
-        pl.scan_parquet(paths, schema=schema, missing_columns="insert", glob=False)
-        .collect()
-        .sort("_time", "_source", "_partition", "_offset", "_row")
-    )
-    expected = sum(file["num_records"] for file in chosen)
-    if rows.height != expected:
-        raise CannotCompact(
-            f"{len(chosen)} files of dataset {root} hold {rows.height} rows where its log says {expected}; "
-            "nothing was changed: the files are not those that were committed"
+    try:
+        # A few row groups are in memory at a time, and what `_merged` holds.
+        register_io_source(lambda *_: _merged(root, schema, chosen), schema=schema).sink_parquet(
+            made, compression="zstd", compression_level=1, row_group_size=_GROUP_ROWS, engine="streaming"
         )
+        rows = pl.read_parquet(made, columns=list(STATED))
+        expected = sum(file["num_records"] for file in chosen)
+        if rows.height != expected:
+            raise CannotCompact(
+                f"{len(chosen)} files of dataset {root} hold {rows.height} rows where its log says "
+                f"{expected}; nothing was changed: the files are not those that were committed"
+            )
+        flush(made)
+        flush(root)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
     return rows
+
+
+def _merged(root: Path, schema: pl.Schema, chosen: Sequence[dict[str, Any]]) -> Iterator[pl.DataFrame]:
+    """All rows in the order of a large file, a part at a time.
+
+    Files come by their first event time, so what lies before that of the next one is complete. Only files
+    that overlap are held together.
+    """
+    held = pl.DataFrame(schema=schema)
+    for number, file in enumerate(chosen, 1):
+        path = str(root / file["path"])
+        rows = pl.scan_parquet(path, schema=schema, missing_columns="insert", glob=False).collect()
+        held = pl.concat([held, rows])
+        del rows
+        if number == len(chosen):
+            yield held.sort(*_ORDER)
+            return
+        until_ms = chosen[number]["min._time"]
+        if until_ms is None:  # nothing is stated of that file: it may begin anywhere
+            continue
+        whole = held.filter(pl.col("_time") < until_ms)
+        if whole.height >= _GROUP_ROWS:
+            held = held.filter(pl.col("_time") >= until_ms)
+            yield whole.sort(*_ORDER)
 
 
 def _entry(chosen: Sequence[dict[str, Any]], made: Path, rows: pl.DataFrame) -> bytes:

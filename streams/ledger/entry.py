@@ -21,8 +21,8 @@ from infra.dataset import COMMIT_METADATA, entry_of
 Action = dict[str, Any]
 # A column's dictionary is tried for each group of rows: one of so many stays in the processor's cache.
 _GROUP_ROWS = 65_536
-# Identity and event time: what readers skip files by.
-_STATED = ("_source", "_partition", "_offset", "_time")
+STATED = ("_source", "_partition", "_offset", "_time")
+"""Of identity and event time the log states the extremes of each file: what readers skip files by."""
 
 
 def write_file(root: Path, rows: pl.DataFrame) -> Path:
@@ -42,9 +42,14 @@ def write_file(root: Path, rows: pl.DataFrame) -> Path:
 
 
 def add(file: Path, rows: pl.DataFrame, *, is_new: bool = True) -> Action:
-    """The action that names a file; `is_new`: its rows are in no version before."""
+    """The action that names a file.
+
+    Args:
+        rows: those in it, at least the columns `STATED`.
+        is_new: they are in no version before.
+    """
     now_ms = int(time.time() * 1000)
-    stated = _STATED if rows.height else ()
+    stated = STATED if rows.height else ()
     ends = rows.select(stated).select(pl.all().min().name.prefix("min"), pl.all().max().name.prefix("max"))
     statistics = {
         "numRecords": rows.height,
