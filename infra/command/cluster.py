@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from infra.kafka.connection import Connection
+from typing import TYPE_CHECKING
+
 from infra.settings import Settings
 from schemas.errors import InvalidConfiguration
+
+if TYPE_CHECKING:
+    from infra.kafka.connection import Connection
 
 
 def the_cluster(settings: Settings) -> Connection:

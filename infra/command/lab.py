@@ -19,8 +19,6 @@ from rich.table import Table
 
 from infra.command.app import answers, app, console, settings
 from infra.settings import Settings
-from infra.submit import connected
-from infra.switched import live_dataset
 from schemas.errors import InvalidConfiguration
 
 if TYPE_CHECKING:
@@ -123,6 +121,7 @@ def replay(
     """
     import time
 
+    from infra.switched import live_dataset
     from streams.check.pipeline import refuse_mistakes
     from streams.decode.schema_registry import writers_for
     from streams.lab import replay as replaying
@@ -192,6 +191,8 @@ def switch(
     not announced again. `--back` takes it back, by the rules of the dataset before.
     """
     from infra.logging import configure as configure_log
+    from infra.submit import connected
+    from infra.switched import live_dataset
     from streams.check.pipeline import refuse_mistakes
     from streams.lab import switch as switching
     from streams.lab.against import load_against
@@ -247,6 +248,7 @@ async def recorded(
     Raises:
         InvalidConfiguration: a time or a file is not written so, or no cluster is there.
     """
+    from infra.submit import connected
     from streams.lab.recorded import from_cluster, from_files
 
     span = {"from_ms": at_ms(from_), "to_ms": at_ms(to)}

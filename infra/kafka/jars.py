@@ -4,6 +4,8 @@ jgo knows where Maven artifacts lie and how to fetch one; it neither checks what
 atomically. So each jar is fetched into a staging folder, its SHA-256 compared with the lock, and only then
 renamed to its place.
 
+What fetches is imported where something is missing: it costs more than all else of a command's start.
+
 `python -m infra.kafka.relock VERSION` writes the lock anew.
 """
 
@@ -22,9 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-import requests
 from filelock import FileLock, Timeout
-from jgo.maven import MavenContext, PythonResolver
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -115,6 +115,8 @@ def provide_jars(
                 if missing:
                     _fetch_all(missing, folder, repository, console)
     except OSError as error:
+        import requests
+
         if isinstance(error, requests.RequestException):
             raise
         raise InvalidConfiguration(
@@ -170,6 +172,8 @@ class _Fetching:
 
     def fetch(self, jar: Jar) -> None:
         """Put one jar in its place, or raise JarUnavailable."""
+        import requests
+
         problem: Exception | None = None
         mismatches = 0
         for attempt in range(FETCH_ATTEMPTS):
@@ -213,6 +217,8 @@ class _Fetching:
         ) from problem
 
     def _download(self, jar: Jar, count: Callable[[int], None]) -> Path:
+        from jgo.maven import MavenContext, PythonResolver
+
         @contextmanager
         def progress(_name: str, _total: int) -> Iterator[Callable[[int], None]]:
             yield count
