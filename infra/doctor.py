@@ -24,6 +24,7 @@ from infra.kafka.readiness import run_apart
 from infra.kafka.running import running_on
 from infra.kafka.topics import compare
 from infra.settings_model import Settings
+from infra.walls import NO_WALLS, walls_of
 from schemas.errors import InvalidConfiguration, TidemillError
 from schemas.topics import TOPICS, Topic
 
@@ -219,22 +220,17 @@ def gpu(settings: Settings, torch_sees_cuda: Callable[[], bool] | None = None) -
 
 
 def jobs_apart(settings: Settings) -> Check:
-    """Jobs run as a user who cannot read the signing keys, and can read what they train on.
+    """Jobs cannot read the signing keys, and can read what they train on: by walls, or as another user.
 
-    Without `trainer.job_user` they run as the trainer's own: it is said, and is no fault.
+    Where neither is so it is said, and is no fault unless walls are required.
     """
     name = settings.trainer.job_user
     try:
-        user = job_user(name)
+        user, walls = job_user(name), walls_of(settings)
     except InvalidConfiguration as error:
         return Check(name="job user", ok=False, **_split(str(error)))
     if user is None:
-        return Check(
-            name="job user",
-            ok=True,
-            detail=f"jobs run as the trainer's own user: their code can read {settings.paths.signing_keys}. "
-            "A trainer that is root runs them as trainer.job_user",
-        )
+        return Check(name="job user", ok=True, detail=_as_the_trainer(settings, has_walls=walls is not None))
     if user.barred_from(settings.paths.signing_keys) is None and settings.paths.signing_keys.exists():
         return Check(
             name="job user",
@@ -257,7 +253,23 @@ def jobs_apart(settings: Settings) -> Check:
                 detail=f"{name} cannot read {folder} ({what}): {bar} is closed to him",
                 remedy=f"chmod o+rx {bar}, or put it where {name} can read",
             )
-    return Check(name="job user", ok=True, detail=f"jobs run as {name}, who cannot read the signing keys")
+    behind = "" if walls is None else ", behind walls (Landlock)"
+    detail = f"jobs run as {name}{behind}, who cannot read the signing keys"
+    return Check(name="job user", ok=True, detail=detail)
+
+
+def _as_the_trainer(settings: Settings, *, has_walls: bool) -> str:
+    if has_walls:
+        said = "jobs run as the trainer's own user behind walls (Landlock): their code cannot read "
+        said += f"{settings.paths.signing_keys}, files of secrets or other jobs' folders"
+        if os.geteuid() == 0:
+            said += "; root can do more than walls hold back: name another user as trainer.job_user"
+        return said
+    reason = "trainer.job_walls is off" if settings.trainer.job_walls == "off" else NO_WALLS
+    return (
+        f"beware: jobs run as the trainer's own user, and their code can read {settings.paths.signing_keys}: "
+        f"{reason}. A trainer that is root runs them as trainer.job_user"
+    )
 
 
 def _gpus() -> tuple[list[str], str]:

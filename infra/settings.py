@@ -121,6 +121,7 @@ def load(config: Path | None = None) -> Settings:
     else:
         if not problems:
             settings._sources.update(sources)
+            settings._file = file
             return settings
     raise InvalidConfiguration("; ".join(problems))
 

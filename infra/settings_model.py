@@ -213,6 +213,11 @@ class Trainer(_Section):
     job_user: str | None = None
     """Whom jobs run as, so that their code cannot read the signing keys; the trainer must be root for it. He
     needs to read datasets and artifacts. Unset: the trainer's own user."""
+    job_walls: Literal["auto", "required", "off"] = "auto"
+    """Whether the kernel (Landlock) keeps a job's code from reading keys, secrets and other jobs' folders,
+    and from writing anywhere but to its own folder and temporary files. auto: where the kernel can."""
+    job_writes: tuple[AbsolutePath, ...] = ()
+    """Folders that jobs write to all the same, behind walls: absolute paths, which exist."""
     metrics_port: Port | None = None
     """Where `/metrics`, `/live` and `/ready` are served, on `metrics.host`; 0: a free one, unset: nowhere."""
 
@@ -457,6 +462,19 @@ class Settings(BaseSettings):
     doctor: Doctor = Field(default_factory=Doctor)
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    _file: Path | None = PrivateAttr(default=None)
+
+    def secret_files(self) -> list[Path]:
+        """Files that hold, or may hold, how this process proves who it is; the settings' own among them."""
+        named = [
+            self.kafka.sasl_password_file,
+            self.kafka.ssl_key_file,
+            self.kafka.ssl_key_password_file,
+            self.ray.token_file,
+            self.store.secret_access_key_file,
+            self.door.tokens_file,
+        ]
+        return [each for each in (self._file, *named) if each is not None]
 
     @classmethod
     def settings_customise_sources(

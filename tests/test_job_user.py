@@ -23,9 +23,11 @@ from infra.job_user import JobUser, job_user
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
+from infra.settings import load
 from infra.settings_model import Paths, Settings
 from infra.settings_model import Trainer as Options
 from infra.submit import stop_request
+from infra.walls import has_walls, walls_of
 from schemas import topics
 from schemas.errors import InvalidConfiguration
 from schemas.job import JobFailed, JobStarted
@@ -231,7 +233,33 @@ def test_doctor_says_who_can_read_the_signing_keys(home: Path) -> None:
     said = jobs_apart(Settings(paths=paths))
     assert said.ok
     assert str(paths.signing_keys) in said.detail
+    assert ("behind walls" in said.detail) == has_walls()
+    off = jobs_apart(Settings(paths=paths, trainer=Options(job_walls="off"))).detail
+    assert off.startswith("beware")
+    assert f"can read {paths.signing_keys}: trainer.job_walls is off" in off
     assert not jobs_apart(Settings(paths=paths, trainer=Options(job_user="nobody-of-that-name"))).ok
+
+
+def test_walls_that_are_required_and_cannot_be_had_are_an_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.walls.landlock_abi", lambda: 1)
+    paths = Paths(home=home / "no-walls")
+    assert "no Landlock that serves" in jobs_apart(Settings(paths=paths)).detail
+    required = Settings(paths=paths, trainer=Options(job_walls="required"))
+    assert not jobs_apart(required).ok
+    with pytest.raises(InvalidConfiguration, match="boot one that has, or set it to auto"):
+        walls_of(required)
+
+
+def test_walls_close_keys_secrets_and_the_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text(
+        f'[paths]\nhome = "{tmp_path}"\n[ray]\ntoken_file = "token"\n[trainer]\njob_walls = "auto"\n'
+    )
+    walls = walls_of(load(tmp_path / "t.toml"))
+    closed = [str(tmp_path / each) for each in ("keys", "jobs", "t.toml", "token")]
+    assert (walls is not None) == has_walls()
+    assert walls is None or list(walls.closed) == closed
 
 
 @ONLY_ROOT

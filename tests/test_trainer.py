@@ -26,6 +26,7 @@ from infra.kafka.topics import ensure
 from infra.point_in_time import examples
 from infra.settings import Kafka, Settings
 from infra.submit import ended, submit
+from infra.walls import has_walls
 from schemas import topics
 from schemas.job import (
     DatasetRange,
@@ -292,6 +293,24 @@ async def test_job_code_is_handed_neither_the_clusters_credentials_nor_a_signing
     assert "TIDEMILL_" not in around
     assert "AWS_" not in around
     assert ".pem" not in around
+
+
+@pytest.mark.skipif(not has_walls(), reason="this kernel has no Landlock that serves")
+async def test_job_code_reads_no_key_nor_another_jobs_folder_and_writes_to_nothing_of_the_trainers(
+    seen: Topics, dataset: Path, trainer: TrainerProcess
+) -> None:
+    other = a_job(dataset, "bad:raises", "seen-by-none")
+    await finish(seen, other)
+    params = {"home": str(trainer.home), "other": other.job_id, "job": "snoops", "dataset": str(dataset)}
+    job = a_job(dataset, "bad:snoops", "snoops", job_id="snoops", params=params)
+    failed = await finish(seen, job)
+    assert isinstance(failed, JobFailed)
+    assert "PermissionError" in failed.reason
+    assert "trainer.job_writes" in failed.reason
+    assert "WORKED" not in failed.log_tail
+    assert failed.log_tail.count(" refused") == 7
+    assert "threads without walls: 0" in failed.log_tail
+    await seen.until(lambda: not (trainer.home / "jobs" / "snoops" / "own").exists())
 
 
 async def test_a_model_that_answers_all_alike_is_refused_even_as_the_first(

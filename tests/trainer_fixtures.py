@@ -168,6 +168,29 @@ def looks_around(ctx):
                             if os.path.exists(f"/proc/self/fd/{fd}")))
     raise ValueError("looked around")
 
+def snoops(ctx):
+    import pathlib, signal
+    home, outside = pathlib.Path(ctx.params["home"]), os.getppid()
+    with open(f"/proc/{outside}/stat") as stat:
+        trainer = int(stat.read().rsplit(")", 1)[1].split()[1])
+    for name, attempt in {
+        "key": lambda: next((home / "keys").glob("*.pem")).read_bytes(),
+        "other job": lambda: (home / "jobs" / ctx.params["other"] / "job.log").read_text(),
+        "environment": lambda: open(f"/proc/{trainer}/environ").read(),
+        "memory": lambda: open(f"/proc/{outside}/mem", "rb"),
+        "artifact": lambda: (home / "artifacts" / "x").write_bytes(b"x"),
+        "conclusion": lambda: (home / "jobs" / ctx.params["job"] / "conclusion.json").write_bytes(b"x"),
+        "dataset": lambda: pathlib.Path(ctx.params["dataset"], "x").touch(),
+    }.items():
+        try:
+            attempt()
+            print(name, "WORKED")
+        except PermissionError:
+            print(name, "refused")
+    tasks = [pathlib.Path(f"/proc/self/task/{t}/status").read_text() for t in os.listdir("/proc/self/task")]
+    print("threads without walls:", sum("NoNewPrivs:\t1" not in each for each in tasks))
+    open(home / "artifacts" / "x", "wb")
+
 def gives_nothing(ctx):
     return None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from infra.walls import Walls
 from schemas.job import JobRequested
 from schemas.model import Comparison, Field, Finding, Lineage, Manifest, Scores
 
@@ -17,6 +18,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
     of the GPUs that `gpu_uuids` makes visible.
     `device_name` is for people. `checkpoint` is where the training's state may be kept; empty: nowhere.
     `artifacts` holds the live model's weights; the challenger's go to `outbox`, or there too if it is empty.
+    `walls` go up before any code of the job's runs.
     """
 
     job: JobRequested
@@ -31,6 +33,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
     run_key: str = ""
     checkpoint: str = ""
     outbox: str = ""
+    walls: Walls | None = None
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

@@ -33,6 +33,10 @@ from trainers.work import perform
 _PROGRESS_EVERY_S = 0.1
 NICENESS = 5
 _FIRST_TO_GO = b"500"
+_WALLS_HINT = (
+    "; jobs write to temporary files and to the folders that trainer.job_writes names, and read neither keys "
+    "nor other jobs' folders (trainer.job_walls)"
+)
 decoder(Assignment)  # made while the warm process imports this, for all that are forked from it
 
 
@@ -87,7 +91,8 @@ def _do(assignment: Assignment, say: _Reporter, checkpoints: Checkpoints, rank: 
         if assignment.job.experiment.resources.ranks > 1 and lost_a_rank(error):
             raise  # the agent begins all of them again
         traceback.print_exc()
-        say(Failed(reason=f"{type(error).__name__}: {error}"[:2000]))
+        behind_walls = isinstance(error, PermissionError) and assignment.walls is not None
+        say(Failed(reason=f"{type(error).__name__}: {error}"[:2000] + (_WALLS_HINT if behind_walls else "")))
 
 
 def _settle_in(assignment: Assignment) -> None:
@@ -104,6 +109,8 @@ def _settle_in(assignment: Assignment) -> None:
     os.environ["POLARS_MAX_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(assignment.threads)
     if assignment.gpu_uuids:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpu_uuids)
+    if assignment.walls is not None:
+        assignment.walls.go_up()  # a fork has one thread: they hold for all that come
 
 
 class _Reporter:

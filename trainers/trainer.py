@@ -27,6 +27,7 @@ from infra.observe.instruments import Instruments
 from infra.observe.server import Readiness
 from infra.observe.traces import Traces
 from infra.settings import Settings
+from infra.walls import walls_of
 from schemas import topics
 from schemas.errors import InvalidConfiguration, Rejected, Retryable
 from schemas.job import JobRequested, Resources
@@ -59,7 +60,7 @@ log = logger(__name__)
 CHECKPOINT_FILE = "checkpoint.safetensors"
 SWEEP_FILE = "sweep.journal"
 OWN_FOLDER = "own"
-"""In a job's folder, where jobs run as another user: what they may write to."""
+"""In a job's folder: what its process may write to. All else there is the trainer's word."""
 _A_SLOT = Resources(device="cpu", cpus=1, memory_bytes=1)
 _LONGEST_PAUSE_S = 60.0
 _LOOK_AGAIN_S = 0.5
@@ -102,6 +103,7 @@ class Trainer:
             self.bulletin, now_ms=now_ms, progress_interval_ms=settings.trainer.progress_interval_ms
         )
         self._user = job_user(settings.trainer.job_user)
+        self._walls = walls_of(settings)
         self.standby = Standby(
             settings.paths.jobs / "standby.log",
             handed_on=settings.trainer.environment_for_jobs,
@@ -477,8 +479,11 @@ class Trainer:
         job_id = assignment.job.job_id
         if self._ray is not None:
             return await self._ray.begin(self.folder(job_id), assignment)
+        own = self._own(job_id)
         if self._user is not None:
-            await asyncio.to_thread(self._user.give, self._own(job_id))
+            await asyncio.to_thread(self._user.give, own)
+        else:
+            own.mkdir(parents=True, exist_ok=True)
         return await self.standby.begin(self.folder(job_id) / "job.log")
 
     def _left_by_another(self, job_id: str, attempt: int) -> Assignment | None:
@@ -495,7 +500,7 @@ class Trainer:
         key: str,
     ) -> None:
         """What a job's process came to is the trainer's from here on, and then concluded."""
-        if self._user is not None:
+        if self._ray is None:
             take_over = self._stores.folder.take_over
             try:
                 await asyncio.to_thread(
@@ -571,7 +576,8 @@ class Trainer:
             threads=max(cores, self._options.threads_per_job if asked.ranks == 1 else 1),
             run_key=key,
             checkpoint=str(self._checkpoint(job.job_id)),
-            outbox="" if self._user is None else str(self._own(job.job_id)),
+            outbox=str(self._own(job.job_id)) if self._ray is None else "",
+            walls=self._walls and self._walls.around(job.experiment, own=str(self._own(job.job_id))),
         )
 
     async def _say_started(self, assignment: Assignment, began: Began) -> None:
@@ -675,21 +681,18 @@ class Trainer:
         await self.tell.failed(job.job_id, attempt, reason, log_tail=log_tail)
 
     def _checkpoint(self, job_id: str) -> Path:
-        return (self.folder(job_id) if self._user is None else self._own(job_id)) / CHECKPOINT_FILE
+        return (self._own(job_id) if self._ray is None else self.folder(job_id)) / CHECKPOINT_FILE
 
     def _own(self, job_id: str) -> Path:
-        """What a job that runs as another user may write to; all else in its folder is the trainer's word."""
+        """What a job's process on this machine writes to: its state, its weights, temporary files."""
         return self.folder(job_id) / OWN_FOLDER
 
     def _drop_state(self, job_id: str, attempt: int) -> None:
         """What came of the attempt is said; if that was the job's end, its checkpoint is of no more use."""
         if self._ray is not None:
             self._ray.conclude(self.folder(job_id), attempt)
-        if job_id not in self.registry.over:
-            return
-        if self._user is None:
+        if job_id in self.registry.over:
             self._checkpoint(job_id).unlink(missing_ok=True)
-        else:
             shutil.rmtree(self._own(job_id), ignore_errors=True)
 
     def folder(self, job_id: str) -> Path:
