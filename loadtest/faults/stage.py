@@ -235,7 +235,12 @@ class Stage:
     def _leader_cut_off(self, fault: Fault) -> Callable[[], object]:
         pid = self.ensemble.brokers[self._leader(fault.whom)].pid
         os.kill(pid, signal.SIGSTOP)
-        return lambda: os.kill(pid, signal.SIGCONT)
+
+        def go_on() -> None:
+            with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile, and runs anew
+                os.kill(pid, signal.SIGCONT)
+
+        return go_on
 
     _leader_away = _leader_cut_off
 
