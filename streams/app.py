@@ -6,6 +6,7 @@ Settings come from `infra.settings` (file and environment); `worker.pipeline` na
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -76,6 +77,9 @@ class StreamApp(faust.App):
         await await_cluster(self.worker.connection, patience_s=self.patience_s)
         await self._find_topics()
         await self.worker.start(self.fail)
+        # What is loaded by now stays: a full round of the garbage collector need not look through it.
+        gc.collect()
+        gc.freeze()
 
     async def _find_topics(self) -> None:
         """Raises InvalidConfiguration where the cluster lacks a topic that the pipeline reads."""

@@ -5,6 +5,7 @@ A broker bounds a batch as it was sent, compressed. aiokafka decompresses whatev
 
 from __future__ import annotations
 
+import mmap
 import struct
 import threading
 import zlib
@@ -77,11 +78,22 @@ def inflated(raw: memoryview) -> tuple[Any, int]:
     return DefaultRecordBatch(bytes(header) + records), len(records)
 
 
+# What a batch of this many bytes has used is given back: few are so large.
+_KEPT_BYTES = 4 * 2**20
+
+
 class _Room(threading.local):
-    """Memory to decompress into; what is never used is never given by the system."""
+    """Memory to decompress into: mapped, so the system gives it only as far as it is used."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray(MAX_BATCH_BYTES)
+        self.buffer = mmap.mmap(-1, MAX_BATCH_BYTES)
+
+    def take(self, length: int) -> bytes:
+        """What now stands there."""
+        taken = self.buffer[:length]
+        if length > _KEPT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self.buffer.madvise(mmap.MADV_DONTNEED)
+        return taken
 
 
 _room = _Room()
@@ -98,8 +110,7 @@ def _decompressed(kind: int, payload: memoryview) -> bytes:
             raise ValueError("too large")
         return codec.snappy_decode(payload)
     into = {_LZ4: cramjam.lz4.decompress_into, _ZSTD: cramjam.zstd.decompress_into}[kind]
-    length = into(bytes(payload), _room.buffer)
-    return bytes(memoryview(_room.buffer)[:length])
+    return _room.take(into(bytes(payload), _room.buffer))
 
 
 def _snappy_length(payload: memoryview) -> int:
