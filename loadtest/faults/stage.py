@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from deltalake import DeltaTable
 from rich.console import Console
 
-from infra.kafka import Ensemble
+from infra.kafka import BrokerFailed, Ensemble
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from loadtest.faults.disk import Disk
@@ -232,9 +232,12 @@ class Stage:
     def _coordinator_kill(self, fault: Fault) -> Callable[[], object]:
         return self._broker_kill(Fault(fault.at_s, fault.kind, self._coordinator(), fault.lasts_s))
 
-    def _leader_cut_off(self, fault: Fault) -> Callable[[], object]:
-        pid = self.ensemble.brokers[self._leader(fault.whom)].pid
-        os.kill(pid, signal.SIGSTOP)
+    def _leader_cut_off(self, fault: Fault) -> Callable[[], object] | None:
+        try:
+            pid = self.ensemble.brokers[self._leader(fault.whom)].pid
+            os.kill(pid, signal.SIGSTOP)
+        except (BrokerFailed, ProcessLookupError):
+            return None  # it was killed before, and is not back yet
 
         def go_on() -> None:
             with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile, and runs anew
