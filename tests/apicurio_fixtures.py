@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -68,6 +69,16 @@ class Apicurio:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """For the time of the block it takes connections, and answers nobody."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def register(self, subject: str, schema: Mapping[str, Any], **besides: Any) -> int:
         """The id that the registry gives a schema."""

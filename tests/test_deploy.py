@@ -69,6 +69,45 @@ def test_the_compose_file_is_valid_and_starts_the_broker_that_is_tested() -> Non
     assert compose["services"]["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
     for service in compose["services"].values():
         assert set(service.get("depends_on", {})) <= compose["services"].keys()
+        assert set(service.get("secrets", ())) <= compose["secrets"].keys()
+        # Nothing is open to other machines.
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_every_part_has_a_service_in_the_compose_file_and_a_manifest() -> None:
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    started = {
+        name: service["command"][0] for name, service in compose["services"].items() if name != "kafka"
+    }
+    parts = {"topics", "worker", "trainer", "door", "page"}
+    assert started == {part: part for part in parts}
+    assert all("healthcheck" in compose["services"][part] for part in parts - {"topics"})
+    pods = {each["metadata"]["name"]: each for each in pod_makers()}
+    assert pods.keys() == parts
+    for part in parts - {"topics"}:
+        (container,) = pods[part]["spec"]["template"]["spec"]["containers"]
+        assert container["args"][0] == part
+        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+        assert "memory" in container["resources"]["limits"]
+    # What somebody must know to be let in comes by a secret, never by the settings that all may read.
+    tokens = [
+        v["secret"]["secretName"]
+        for v in pods["door"]["spec"]["template"]["spec"]["volumes"]
+        if "secret" in v
+    ]
+    assert "door" in tokens
+    (page,) = pods["page"]["spec"]["template"]["spec"]["containers"]
+    (token,) = page["env"]
+    assert token == {
+        "name": "TIDEMILL_PAGE__TOKEN",
+        "valueFrom": {"secretKeyRef": {"name": "page", "key": "token"}},
+    }
+
+
+def pod_makers() -> list[dict[str, Any]]:
+    objects = [each for file in MANIFESTS for each in documents(file)]
+    return [each for each in objects if each["kind"] in ("Job", "StatefulSet", "Deployment")]
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.stem)
@@ -87,9 +126,8 @@ def test_the_kustomization_names_every_manifest() -> None:
 def test_what_manifests_refer_to_is_there() -> None:
     objects = [each for file in MANIFESTS for each in documents(file) if each["kind"] != "Kustomization"]
     named = {(each["kind"], each["metadata"]["name"]) for each in objects}
-    for each in objects:
-        if each["kind"] not in ("Job", "StatefulSet"):
-            continue
+    (settings,) = (each["data"] for each in objects if each["kind"] == "ConfigMap")
+    for each in pod_makers():
         pod = each["spec"]["template"]["spec"]
         volumes = {volume["name"] for volume in pod["volumes"]}
         for volume in pod["volumes"]:
@@ -105,9 +143,16 @@ def test_what_manifests_refer_to_is_there() -> None:
             # A probe that is given up before the process has had its own patience says nothing.
             patience_s = Settings().metrics.patience_ms / 1000
             assert all(probe["timeoutSeconds"] > patience_s for probe in probes)
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        if each["kind"] == "StatefulSet":
-            assert ("Service", each["spec"]["serviceName"]) in named
+            security = container["securityContext"]
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert security["readOnlyRootFilesystem"]
+            assert not security["allowPrivilegeEscalation"]
+            written = [re.fullmatch(r"\$\((\w+)\)", word) for word in container["args"]]
+            assert {found[1] for found in written if found} <= settings.keys()
+        assert pod["securityContext"]["runAsNonRoot"]
+        if each["kind"] != "Job":
+            service = each["spec"].get("serviceName", each["metadata"]["name"])
+            assert ("Service", service) in named
             assert each["spec"]["selector"]["matchLabels"] == each["spec"]["template"]["metadata"]["labels"]
 
 
@@ -135,3 +180,28 @@ def test_every_setting_in_the_environment_is_one_and_is_read(
     assert settings.worker.metrics_port == settings.trainer.metrics_port == 9100
     assert settings.metrics.host == settings.store.host == "0.0.0.0"
     assert str(settings.store.public_url).endswith(":8700/")
+    assert settings.door.metrics_port == settings.page.metrics_port == 9100
+    assert settings.door.host == settings.page.host == "0.0.0.0"
+    assert settings.door.tokens_file is not None
+
+
+@pytest.mark.parametrize("where", ["compose", "kubernetes"])
+def test_each_port_of_a_part_is_the_one_that_its_settings_open(where: str) -> None:
+    said = environments()[where]
+    opened = {part: int(said[f"TIDEMILL_{part.upper()}__PORT"]) for part in ("door", "page")}
+    opened["trainer"] = int(said["TIDEMILL_STORE__PORT"])
+    if where == "compose":
+        (compose,) = documents(DEPLOY / "compose.yaml")
+        ports = {
+            name: s["ports"][0].split(":")[-1] for name, s in compose["services"].items() if "ports" in s
+        }
+        assert {part: int(port) for part, port in ports.items()} == opened
+        return
+    (network,) = documents(DEPLOY / "kubernetes" / "network.yaml")
+    let_in = {each["port"] for each in network["spec"]["ingress"][0]["ports"]}
+    assert let_in == {9100, *opened.values()}
+    for each in pod_makers():
+        part = each["metadata"]["name"]
+        (container,) = each["spec"]["template"]["spec"]["containers"]
+        own = {port["containerPort"] for port in container.get("ports", ())} - {9100}
+        assert own == ({opened[part]} if part in opened else set())
