@@ -7,6 +7,7 @@ that is another, in the one of the pipeline's name.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Switched(Struct, frozen=True, kw_only=True):
 
     Attributes:
         rules_sha256: of the pipeline's file by which workers go on.
+        rules: that file, where it lay on the machine of whoever switched.
         watermark_ms: of the dataset that was live; None where it had none. What was ready by then is said.
         read: next offset of each partition of the main source in the dataset that was live.
         after_version: the newest version of `to` whose watermark is not beyond that: the next is announced.
@@ -45,6 +47,7 @@ class Switched(Struct, frozen=True, kw_only=True):
     reason: str
     by: str
     at_ms: int
+    rules: str = ""
 
     def event_id(self, pipeline: str) -> str:
         """Of the announcement that says so."""
@@ -83,6 +86,35 @@ def switch_of_epoch(dataset_dir: Path, pipeline: str, epoch: int) -> Switched | 
         if switch is not None and switch.epoch == epoch:
             return switch
     return None
+
+
+def goes_on_by(dataset_dir: Path, pipeline: str, own: Path, *, since: int) -> tuple[int, Path | None] | None:
+    """How a worker goes on that a switch has ended: the switch's epoch, and the file to start it by.
+
+    Args:
+        own: the file that it was started by; it may hold the new rules by now.
+        since: epoch of the switch that it was started after, 0 for none.
+
+    Returns:
+        None where there was no switch since. The file is None while the switch is half made.
+
+    Raises:
+        SwitchedAway: neither that file nor the one that the switch named holds the rules switched to.
+    """
+    folder, pointer = live_dataset(dataset_dir, pipeline)
+    newest = max((s for s in (pointer, newest_switch(folder)) if s), key=lambda s: s.epoch, default=None)
+    if newest is None or newest.epoch <= since:
+        return None
+    if pointer is None or pointer.epoch < newest.epoch:
+        return newest.epoch, None
+    for file in (own, Path(newest.rules)):
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == newest.rules_sha256:
+            return newest.epoch, file
+    raise SwitchedAway(
+        f"{newest.by} switched pipeline {pipeline} to the dataset {newest.to} ({newest.reason}), and "
+        f"{newest.rules or 'its file'} does not hold the rules of that switch here; start again by the file "
+        f"whose SHA-256 is {newest.rules_sha256[:8]}…"
+    )
 
 
 def refuse_others(dataset_dir: Path, pipeline: str, rules_sha256: str) -> None:

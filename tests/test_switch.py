@@ -17,7 +17,7 @@ import pytest
 from infra.dataset import Dataset
 from infra.demo.flights import DAY_MS, FIRST_DAY_MS
 from infra.exclusion import excluded_at
-from infra.switched import SwitchedAway, live_dataset, refuse_others
+from infra.switched import SwitchedAway, goes_on_by, live_dataset, refuse_others
 from schemas import topics
 from schemas.decision import Decision
 from schemas.envelope import unwrap_as
@@ -26,7 +26,7 @@ from streams.ingest import dataset_schema
 from streams.lab.replay import version_name
 from streams.ledger.commit import Ledger
 from streams.ledger.exclude import exclude
-from streams.ledger.switch import NothingToSwitch, fence
+from streams.ledger.switch import NothingToSwitch, fence, point
 from streams.load import load_pipeline
 from tests.worker_fixtures import (
     PIPELINE,
@@ -238,3 +238,30 @@ def test_a_live_dataset_that_is_not_there_is_not_begun_anew(tmp_path: Path) -> N
     (tmp_path / to).rename(tmp_path / "elsewhere")
     with pytest.raises(SwitchedAway, match="is not there: restore it"):
         refuse_others(tmp_path, NAME, old.sha256)
+
+
+def test_a_worker_that_was_ended_by_a_switch_goes_on_by_the_file_with_its_rules(tmp_path: Path) -> None:
+    old_file, new_file = tmp_path / f"{NAME}.py", tmp_path / "other.py"
+    old_file.write_text(PIPELINE.format(name=NAME))
+    new_file.write_text(PIPELINE.format(name=NAME).replace("1_500", "700"))
+    old, new = load_pipeline(str(old_file)), load_pipeline(str(new_file))
+    to, back = version_name(new), {"to": NAME, "rules_sha256": old.sha256, "rules": old_file}
+    for folder in (NAME, to):
+        Ledger(tmp_path / folder, dataset_schema(old.pipeline))
+    assert goes_on_by(tmp_path, NAME, old_file, since=0) is None
+    forth = {"to": to, "rules_sha256": new.sha256, "rules": new_file}
+    fence(old.pipeline, tmp_path, partitions=4, reason="r", by="ann", **forth)
+    assert goes_on_by(tmp_path, NAME, old_file, since=0) == (1, new_file)
+    assert goes_on_by(tmp_path, NAME, old_file, since=1) is None
+    half = fence(new.pipeline, tmp_path, partitions=4, reason="r", by="ann", **back)
+    assert goes_on_by(tmp_path, NAME, new_file, since=1) == (2, None), "the name's dataset does not tell yet"
+    point(old.pipeline, tmp_path, half)
+    assert goes_on_by(tmp_path, NAME, new_file, since=1) == (2, old_file)
+    fence(old.pipeline, tmp_path, partitions=4, reason="r", by="ann", **forth)
+    # Whoever edits the file in place goes on by the very same.
+    old_file.write_bytes(new_file.read_bytes())
+    assert goes_on_by(tmp_path, NAME, old_file, since=2) == (3, old_file)
+    for file in (old_file, new_file):
+        file.write_text("# other rules\n")
+    with pytest.raises(SwitchedAway, match=f"start again by the file whose SHA-256 is {new.sha256[:8]}"):
+        goes_on_by(tmp_path, NAME, old_file, since=2)

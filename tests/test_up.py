@@ -1,7 +1,8 @@
-"""`tidemill up` as somebody runs it: what is killed comes back, the broker too; the door opens with it."""
+"""`tidemill up` as somebody runs it: what is killed comes back, the broker too, and a switch is followed."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -10,13 +11,47 @@ from pathlib import Path
 
 import httpx
 
+from infra.dataset import Dataset, DatasetUnreadable
+from infra.kafka.connection import Connection
 from infra.kafka.running import running_on
 from infra.scaffold import write
+from schemas import topics
+from streams.ingest import dataset_schema
+from streams.lab.replay import version_name
+from streams.lab.switch import switch
+from streams.ledger.commit import Ledger
+from streams.load import load_pipeline
 from tests.running_fixtures import TIDEMILL
 from tests.worker_fixtures import wait_until
 
 
-def test_a_killed_broker_comes_back_and_the_door_takes_events_on(tmp_path: Path) -> None:
+def rows_in(dataset: Path) -> int:
+    try:
+        return sum(
+            said["rows"] for c in Dataset(dataset).commits() for said in c.metadata.get("counts", {}).values()
+        )
+    except DatasetUnreadable:
+        return 0
+
+
+def switched(project: Path, home: Path, server: str) -> Path:
+    """Switch to an empty dataset by edited rules; gives its folder."""
+    edited = project / "edited.py"
+    edited.write_text((project / "pipeline.py").read_text() + "# edited\n")
+    with topics.apart():
+        old = load_pipeline(str(project / "pipeline.py"))
+    with topics.apart():
+        new = load_pipeline(str(edited))
+    to = version_name(new)
+    Ledger(home / "dataset" / to, dataset_schema(new.pipeline))
+    connection = Connection(bootstrap_servers=server)
+    asyncio.run(switch(old, new, home / "dataset", connection, to=to, reason="a test", by="ann"))
+    return home / "dataset" / to
+
+
+def test_a_killed_broker_comes_back_the_door_takes_events_on_and_a_switch_is_followed(
+    tmp_path: Path,
+) -> None:
     project = tmp_path / "kiosk"
     write(project)
     home, log_file = project / "tidemill-data", project / "up.log"
@@ -60,6 +95,16 @@ def test_a_killed_broker_comes_back_and_the_door_takes_events_on(tmp_path: Path)
         assert again.port == broker.port
         wait_until(lambda: taken(2), "an event is taken by the broker that came back", within_s=90)
         assert "the broker was killed and is started again" in log_file.read_text()
+        old = home / "dataset" / "kiosk"
+        wait_until(lambda: runs() and rows_in(old) == 2, "both are in the dataset", within_s=90)
+        live = switched(project, home, f"127.0.0.1:{again.port}")
+        wait_until(lambda: taken(3), "an event is taken behind the switch")
+        wait_until(
+            lambda: runs() and rows_in(live) == 3,
+            "the worker goes on in the dataset that is live now",
+            within_s=90,
+        )
+        assert "the worker goes on by" in log_file.read_text()
         up.send_signal(signal.SIGINT)
         up.wait(90)
         assert running_on(home / "kafka") is None

@@ -50,17 +50,21 @@ def up(
     page: Annotated[bool, typer.Option(help="Serve the page.")] = True,
     door: Annotated[bool, typer.Option("--door", help="Take events over HTTP, too.")] = False,
 ) -> None:
-    """Run broker (embedded, unless one is configured), worker, trainer and page until Ctrl-C."""
+    """Run broker (embedded, unless one is configured), worker, trainer and page until Ctrl-C.
+
+    Where `tidemill switch` makes another dataset the live one, the worker goes on by the rules of that.
+    """
     from infra.kafka.cluster import open_cluster
     from infra.kafka.topics import ensure
     from infra.page.service import whereabouts
-    from infra.supervisor import Supervised, Supervisor, tidemill
+    from infra.supervisor import ProcessFailed, Supervised, Supervisor, tidemill
+    from infra.switch_over import SwitchOver
     from schemas.topics import all_declared
     from streams.load import load_pipeline
     from trainers.keys import KeyFolder
 
     configured = settings()
-    load_pipeline(pipeline or configured.worker.pipeline)  # and with it the topics that it declares
+    loaded = load_pipeline(pipeline or configured.worker.pipeline)  # and with it the topics that it declares
     KeyFolder(configured.paths.signing_keys).ensure()
     environment = {"TIDEMILL_WORKER__PIPELINE": pipeline} if pipeline else {}
     with open_cluster(configured, console=console) as (connection, broker), Supervisor() as supervisor:
@@ -75,20 +79,32 @@ def up(
             console.print(said, highlight=False, soft_wrap=True)
         if door:
             parts["door"] = tidemill(*own, "door", "--pipeline", pipeline or configured.worker.pipeline)
-        for name, command in parts.items():
-            log_file = configured.paths.logs / f"{name}.log"
+        started: dict[str, Supervised] = {}
+        for part, command in parts.items():
+            log_file = configured.paths.logs / f"{part}.log"
             # Page and door may fail without the road taking notice.
-            part = Supervised(name, command, log_file, environment, vital=name in ("trainer", "worker"))
-            supervisor.start(part)
-            console.print(f"{name} runs, log {log_file}")
+            vital = part in ("trainer", "worker")
+            started[part] = supervisor.start(Supervised(part, command, log_file, environment, vital=vital))
+            console.print(f"{part} runs, log {log_file}")
         console.print(f"services trust models by {configured.paths.signing_keys / 'trusted.txt'}")
         console.print(f"push events to [bold]{connection.bootstrap_servers}[/]; Ctrl-C stops everything")
+        over = SwitchOver(
+            started["worker"],
+            configured.paths.dataset,
+            loaded.pipeline.name,
+            loaded.file,
+            lambda file: tidemill(*own, "worker", "--pipeline", str(file)),
+        )
         while True:
             time.sleep(1.0)
             if broker is not None and broker.keep_alive():
                 console.log("the broker was killed and is started again")
-            for name in supervisor.keep_alive():
-                console.log(f"{name} was killed and is started again")
+            try:
+                for part in supervisor.keep_alive():
+                    console.log(f"{part} was killed and is started again")
+            except ProcessFailed as failed:
+                if said := over.after(failed):
+                    console.log(said)
 
 
 @app.command()
@@ -154,6 +170,8 @@ def worker(
 
     if pipeline is not None:
         os.environ["TIDEMILL_WORKER__PIPELINE"] = pipeline
+    if given := with_config():  # Faust's command makes the app anew, by what the environment says
+        os.environ["TIDEMILL_CONFIG"] = given[1]
     configured = settings()
     configure(configured.log, part="worker")  # what is said before Faust's own command is
     from streams.run import run

@@ -65,6 +65,7 @@ async def switch(
             reason=reason,
             by=by,
             keep=keep,
+            rules=new.file,
         )
     producer = AIOKafkaProducer(
         **connection.client_arguments(), enable_idempotence=True, max_request_size=16_777_216

@@ -33,6 +33,7 @@ def fence(
     reason: str,
     by: str,
     keep: bool = False,
+    rules: Path | None = None,
 ) -> Switched:
     """End the live dataset: no worker that runs commits to it any more. A half made switch is taken up again.
 
@@ -42,6 +43,7 @@ def fence(
         partitions: of the main source.
         rules_sha256: of the file by which workers go on.
         keep: `to` is the live one, and stays so.
+        rules: the file by which workers go on, for who starts them on this machine.
 
     Raises:
         NothingToSwitch: `to` is not there, or is live already.
@@ -76,6 +78,7 @@ def fence(
             reason=reason,
             by=by,
             at_ms=int(time.time() * 1000),
+            rules="" if rules is None else str(rules.absolute()),
         )
         try:
             _commit(ledger, switched)
