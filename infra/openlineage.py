@@ -12,7 +12,8 @@ import msgspec
 
 from schemas.contract import Announcement
 from schemas.errors import Rejected, Retryable
-from schemas.model import Manifest, ModelPublished
+from schemas.job import JobFailed, JobSkipped, JobStarted
+from schemas.model import Manifest, ModelPublished, ModelRefused
 
 PRODUCER = "urn:tidemill:trainer"
 _SPEC = "https://openlineage.io/spec"
@@ -38,6 +39,7 @@ class Collector:
         """`url` is the whole address, its path too: OpenLineage leaves that to the collector."""
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._url, self._http = url, httpx.AsyncClient(headers=headers, timeout=_REQUEST_S)
+        self._started_ms: dict[str, int] = {}
 
     async def __aenter__(self) -> Collector:
         return self
@@ -46,26 +48,45 @@ class Collector:
         await self._http.aclose()
 
     async def take(self, events: Iterable[tuple[Announcement, int]]) -> None:
-        """Tell it of these events; all but published models are passed over.
+        """Tell it of the runs of published models, their start and their end; the others are passed over.
 
         Raises:
             CollectorAway: tell it again.
             CollectorRefuses: it never will take one of them.
         """
         for event, _ in events:
-            if not isinstance(event, ModelPublished):
-                continue
-            try:
-                answer = await self._http.post(self._url, json=run_event(event.manifest))
-            except httpx.HTTPError as error:
-                raise CollectorAway(f"no collector answers at {self._url}: {error!r}") from error
-            if answer.status_code >= 500 or answer.status_code == 429:
-                raise CollectorAway(f"the collector at {self._url} fails: {answer.status_code}")
-            if not answer.is_success:
-                raise CollectorRefuses(
-                    f"the collector at {self._url} refuses {event.event_id()}: {answer.status_code} "
-                    f"{answer.text[:500]}; --url takes the whole address, as http://host:5000/api/v1/lineage"
-                )
+            match event:
+                case JobStarted(job_id=job_id, started_ms=started_ms):
+                    self._started_ms[job_id] = started_ms
+                case JobFailed(job_id=job_id) | JobSkipped(job_id=job_id) | ModelRefused(job_id=job_id):
+                    self._started_ms.pop(job_id, None)
+                case ModelPublished(manifest=manifest):
+                    job_id = manifest.lineage.job_id
+                    if (started_ms := self._started_ms.get(job_id)) is not None:
+                        await self._post(start_event(manifest, started_ms), event)
+                    await self._post(run_event(manifest), event)
+                    self._started_ms.pop(job_id, None)
+                case _:
+                    pass
+
+    async def _post(self, content: dict[str, Any], event: ModelPublished) -> None:
+        try:
+            answer = await self._http.post(self._url, json=content)
+        except httpx.HTTPError as error:
+            raise CollectorAway(f"no collector answers at {self._url}: {error!r}") from error
+        if answer.status_code >= 500 or answer.status_code == 429:
+            raise CollectorAway(f"the collector at {self._url} fails: {answer.status_code}")
+        if not answer.is_success:
+            raise CollectorRefuses(
+                f"the collector at {self._url} refuses {event.event_id()}: {answer.status_code} "
+                f"{answer.text[:500]}; --url takes the whole address, as http://host:5000/api/v1/lineage"
+            )
+
+
+def start_event(manifest: Manifest, started_ms: int) -> dict[str, Any]:
+    """The START event of the same run: what it reads is known, what it makes is not there yet."""
+    began = {"eventType": "START", "eventTime": _time(started_ms), "outputs": []}
+    return {**run_event(manifest), **began}
 
 
 def run_event(manifest: Manifest) -> dict[str, Any]:
@@ -78,7 +99,7 @@ def run_event(manifest: Manifest) -> dict[str, Any]:
     offsets = _plain(lineage.offsets)
     return {
         "eventType": "COMPLETE",
-        "eventTime": datetime.fromtimestamp(manifest.published_ms / 1000, UTC).isoformat(),
+        "eventTime": _time(manifest.published_ms),
         "producer": PRODUCER,
         "schemaURL": f"{_SPEC}/2-0-2/OpenLineage.json#/$defs/RunEvent",
         "run": {
@@ -143,6 +164,10 @@ def run_event(manifest: Manifest) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
 
 
 def _facet(schema_url: str, **content: Any) -> dict[str, Any]:

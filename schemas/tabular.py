@@ -55,7 +55,7 @@ class TabularNetwork(nn.Module):
         ]
         self._codes = [_codes(c["vocabulary"]) for c in self._categorical]
         self._place = {c["name"]: i for i, c in enumerate(self._categorical)}
-        self._pairs = {i: self._pair_table(i) for i, c in enumerate(self._categorical) if "of" in c}
+        self._pairs = {i: self._pairs_known(i) for i, c in enumerate(self._categorical) if "of" in c}
         embeddings = {c["name"]: nn.Embedding(len(c["vocabulary"]) + 1, c["dim"]) for c in self._categorical}
         for embedding in embeddings.values():
             nn.init.normal_(embedding.weight, std=0.05)
@@ -83,7 +83,7 @@ class TabularNetwork(nn.Module):
         for i, (declared, known) in enumerate(zip(self._categorical, self._codes, strict=True)):
             if i in self._pairs:
                 first, second = (codes[:, self._place[name]] for name in declared["of"])
-                codes[:, i] = self._pairs[i][first, second]
+                codes[:, i] = self._pairs[i].codes(first, second)
             elif declared["name"] in columns:
                 codes[:, i] = _looked_up(columns[declared["name"]], known)
         values = np.full((rows, len(self._numeric)), np.nan)
@@ -143,21 +143,42 @@ class TabularNetwork(nn.Module):
         self.load_state_dict(taken)
         return True
 
-    def _pair_table(self, i: int) -> np.ndarray:
-        """Code of a pair by the codes of its parts; 0 for a pair that the vocabulary lacks."""
+    def _pairs_known(self, i: int) -> _Pairs:
         first, second = (self._codes[self._place[name]] for name in self._categorical[i]["of"])
-        table = np.zeros((len(first) + 1, len(second) + 1), dtype=np.int64)
-        for (one, other), code in self._codes[i].items():
-            if one in first and other in second:
-                table[first[one], second[other]] = code
-        # A part that is unknown makes the pair unknown.
-        table[0, :] = table[:, 0] = 0
-        return table
+        known = {
+            (first[one], second[other]): code
+            for (one, other), code in self._codes[i].items()
+            if one in first and other in second
+        }
+        return _Pairs(known, width=len(second) + 1)
 
     def _with_calendar(self, columns: Columns) -> Columns:
         if self._calendar is None or self._calendar["column"] not in columns:
             return columns
         return {**columns, **calendar(columns[self._calendar["column"]], zone=self._calendar["zone"])}
+
+
+class _Pairs:
+    """Codes of pairs by the codes of their parts.
+
+    It takes room for the pairs that there are: a table of all that there could be would grow with the product
+    of two vocabularies, which a small model may have.
+    """
+
+    def __init__(self, known: Mapping[tuple[int, int], int], *, width: int) -> None:
+        """`known` holds parts' codes from 1; `width` is one more than the second's largest."""
+        self._width = width
+        places = np.array([one * width + other for one, other in known], dtype=np.int64)
+        order = np.argsort(places)
+        # One more behind all others, which no pair has: whatever is looked for has a place.
+        self._places = np.append(places[order], np.iinfo(np.int64).max)
+        self._found = np.append(np.array(list(known.values()), dtype=np.int64)[order], 0)
+
+    def codes(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Codes (N,) of N pairs; 0 for one that is not known, or whose part is not."""
+        wanted = first * self._width + second
+        at = np.searchsorted(self._places, wanted)
+        return np.where(self._places[at] == wanted, self._found[at], 0)
 
 
 def calendar(times_ms: Any, *, zone: str) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from infra.measures import auc
-from schemas.tabular import TabularNetwork, calendar
+from schemas.tabular import TabularNetwork, _Pairs, calendar
 from trainers.context import TrainingContext
 from trainers.models.flights import train
 
@@ -42,7 +45,7 @@ def flown(rows: int, *, seed: int, carriers: tuple[str, ...] = ("AA", "B6", "UA"
             "dest": random.choice(["BOS", "LAX", "ORD", "SFO"], rows),
             "flight": random.integers(1, 3000, rows),
             "scheduled": times,
-            "delay": np.where(random.random(rows) < 0.1, None, delay).astype(float),
+            "delay": np.where(random.random(rows) < 0.1, np.nan, delay),
             "visib": random.uniform(0, 10, rows),
             "came": random.integers(0, 5, rows),
             "late": (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(float),
@@ -156,8 +159,8 @@ def test_lists_arrays_and_series_are_encoded_alike(model: TabularNetwork, rows: 
         for name, column in series.items()
     }
     assert arrays["carrier"].dtype.kind == "U"
-    for given in (lists, arrays):
-        for one, other in zip(model.encode(given), model.encode(series), strict=True):
+    for told in (lists, arrays):
+        for one, other in zip(model.encode(told), model.encode(series), strict=True):
             assert torch.equal(one, other)
 
 
@@ -239,3 +242,34 @@ def test_progress_ends_at_its_last_step_with_a_falling_loss(rows: pl.DataFrame):
     assert steps == sorted(set(steps))
     assert steps[-1] == said[-1][1]
     assert said[-1][2]["loss"] < said[0][2]["loss"]
+
+
+def test_a_pair_of_large_vocabularies_takes_room_for_its_own_words_alone() -> None:
+    words = [f"w{number}" for number in range(30_000)]
+    pairs = [["w1", "w2"], ["w2", "w1"], ["w7", "absent"]]
+    declared = [
+        {"name": "one", "vocabulary": words, "dim": 1},
+        {"name": "two", "vocabulary": words[::-1], "dim": 1},
+        {"name": "both", "of": ["one", "two"], "vocabulary": pairs, "dim": 1},
+    ]
+    tracemalloc.start()
+    network = TabularNetwork({"categorical": declared, "numeric": [], "calendar": None, "hidden": []})
+    taken_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken_bytes < 100 * 2**20  # a table of all pairs: 7 GB
+    codes, _, _ = network.encode(
+        {"one": ["w1", "w2", "w7", "w1", None], "two": ["w2", "w1", "no", "w1", "w2"]}
+    )
+    assert codes[:, 2].tolist() == [1, 2, 0, 0, 0]
+
+
+@given(
+    known=st.dictionaries(st.tuples(st.integers(1, 4), st.integers(1, 3)), st.integers(1, 99)),
+    asked=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=20),
+)
+def test_a_pair_has_the_code_that_it_was_given(
+    known: dict[tuple[int, int], int], asked: list[tuple[int, int]]
+) -> None:
+    first, second = (np.array([each[i] for each in asked], dtype=np.int64) for i in (0, 1))
+    found = _Pairs(known, width=4).codes(first, second)
+    assert found.tolist() == [known.get(each, 0) for each in asked]

@@ -24,14 +24,14 @@ from infra.kafka.ports import free_port
 from infra.kafka.topics import ensure
 from infra.mirror import FOLLOWED, mirror
 from infra.mlflow import Mlflow, MlflowAway, MlflowRefuses
-from infra.openlineage import Collector, CollectorAway, CollectorRefuses, run_event
+from infra.openlineage import Collector, CollectorAway, CollectorRefuses, run_event, start_event
 from infra.settings import load
 from loadtest.elsewhere.mlflow_server import mlflow_server
 from schemas import topics
 from schemas.contract import Announcement
 from schemas.envelope import wrap
 from schemas.examples import announced
-from schemas.job import JobEvent, JobFailed, JobProgress, JobRequested
+from schemas.job import JobEvent, JobFailed, JobProgress, JobRequested, JobStarted
 from schemas.model import CurrentModel, ModelPublished, ModelRefused, RolledBack
 
 CONTRACT = json.loads(Path(__file__).with_name("mlflow_contract.json").read_text())["endpoints"]
@@ -154,8 +154,13 @@ async def test_every_request_has_names_that_mlflow_knows_and_nothing_is_made_twi
 
 
 async def test_a_collector_is_told_of_each_published_model_by_its_own_event() -> None:
+    (published,) = [e for e, _ in EVENTS if isinstance(e, ModelPublished)]
+    job_id = published.manifest.lineage.job_id
+    started = JobStarted(job_id=job_id, attempt=1, device="cpu", started_ms=1_000)
+    passed_over = [each for each, _ in EVENTS if isinstance(each, JobRequested | JobProgress)]
+    events = [(each, 0) for each in (started, *passed_over, published)]
     told: list[Any] = []
-    statuses = [503, 200, 400]
+    statuses = [503, 200, 503, 200, 200, 400]
 
     async def take(request: web.Request) -> web.Response:
         assert request.headers["authorization"] == "Bearer of the test"
@@ -169,16 +174,18 @@ async def test_a_collector_is_told_of_each_published_model_by_its_own_event() ->
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port := free_port()).start()
     async with Collector(f"http://127.0.0.1:{port}/api/v1/lineage", token="of the test") as collector:
-        with pytest.raises(CollectorAway):
-            await collector.take(EVENTS)
-        await collector.take(EVENTS)
+        for _ in range(2):  # the second time the run's start is told, and not its end
+            with pytest.raises(CollectorAway):
+                await collector.take(events)
+        await collector.take(events)
         with pytest.raises(CollectorRefuses, match="whole address"):
-            await collector.take(EVENTS)
+            await collector.take(events)
         await runner.cleanup()
         with pytest.raises(CollectorAway, match="no collector answers"):
-            await collector.take(EVENTS)
-    (published,) = [e for e, _ in EVENTS if isinstance(e, ModelPublished)]
-    assert told == [json.loads(json.dumps(run_event(published.manifest)))]
+            await collector.take(events)
+    start = start_event(published.manifest, 1_000)
+    assert told == json.loads(json.dumps([start, start, run_event(published.manifest)]))
+    assert start["run"] == run_event(published.manifest)["run"]
 
 
 async def test_a_job_that_was_asked_for_before_the_topic_begins_is_passed_over(

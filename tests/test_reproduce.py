@@ -6,7 +6,9 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import msgspec
 import polars as pl
 import pytest
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from infra.command import lineage as command
 from infra.command.app import app
 from infra.history import by_weights, pick, published_in
-from infra.openlineage import run_event
+from infra.openlineage import run_event, start_event
 from infra.why import NothingKnown
 from schemas.errors import InvalidConfiguration
 from schemas.model import Artifact, Manifest, ModelPublished
@@ -258,11 +260,34 @@ def test_a_file_of_events_that_is_none_and_a_model_that_is_not_there_are_said(
         pick(published_in(events), "again", 9)
 
 
+def as_openlineage_has_it(event: dict[str, Any]) -> None:
+    """It holds to the specification's own schemas, each facet to the one that it names."""
+    documents = json.loads((Path(__file__).parent / "openlineage-spec.json").read_text())
+
+    def hold(content: Any, uri: str) -> None:
+        schema = {"$ref": uri, "$defs": documents}  # each bears its own address, by which it is found here
+        jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker()).validate(content)
+
+    hold(event, event["schemaURL"])
+    facets = [event["run"]["facets"], event["job"]["facets"]]
+    facets += [each["facets"] for each in (*event["inputs"], *event["outputs"])]
+    standard = [
+        facet for each in facets for facet in each.values() if "openlineage.io" in facet["_schemaURL"]
+    ]
+    for facet in standard:
+        hold(facet, facet["_schemaURL"])
+    assert {facet["_schemaURL"].partition("#")[0] for facet in standard} < documents.keys()
+    with pytest.raises(jsonschema.ValidationError):
+        hold({**event, "run": {"facets": {}}}, event["schemaURL"])
+
+
 def test_an_openlineage_event_is_the_same_for_the_same_model_and_names_what_went_in(
     models: list[Manifest],
 ) -> None:
     event = run_event(models[0])
     assert event == run_event(models[0])
+    for each in (event, start_event(models[0], 1)):
+        as_openlineage_has_it(each)
     assert event["run"]["runId"] != run_event(models[1])["run"]["runId"]
     assert [i["name"] for i in event["inputs"]][1:] == ["air", "answered", "asked"]
     facets = [
