@@ -48,6 +48,8 @@ class Models:
                 key = (name, manifest.version, manifest.artifact.sha256)
                 if trusted or key not in self._said:
                     self._said[key] = (event, trusted)
+            case ModelAdopted() if event.canary:
+                pass  # what the service answers all other requests with stays as it was
             case ModelAdopted():
                 known = self._adopted.get((event.name, event.service))
                 if known is None or event.adopted_ms >= known.adopted_ms:

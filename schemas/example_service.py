@@ -63,8 +63,12 @@ def read(record: ConsumerRecord[Any, Any]) -> tuple[Envelope, pl.DataFrame]:
     return envelope, rows
 
 
-def answer(answering: Answering, envelope: Envelope, rows: pl.DataFrame, *, service: str) -> Predictions:
+def answer(
+    answering: Answering, envelope: Envelope, rows: pl.DataFrame, *, service: str, canary: bool = False
+) -> Predictions:
     """One model's answers to one frame of feature rows: which version gave them, and why it is stale if so.
+
+    Of a canary `rows` are those of its share.
 
     Raises:
         UnfitColumns: the frame lacks a feature that the model takes.
@@ -84,6 +88,7 @@ def answer(answering: Answering, envelope: Envelope, rows: pl.DataFrame, *, serv
         newest_event_ms=max(times_ms),
         answered_ms=int(time.time() * 1000),
         stale=answering.why,
+        canary=canary,
     )
 
 
@@ -168,6 +173,15 @@ class ExampleService:
                 one = await asyncio.to_thread(answer, answering, envelope, rows, service=self.name)
                 answers.append(one)
                 self.counts[f"answered by {follower.name}"] += 1
+                # The current version has answered every row, so both can be compared on those of the share.
+                if (trial := follower.canary_of(one.keys, envelope.time_ms)) is not None:
+                    canary, share = Answering(trial[0], beside=answering.model), rows[trial[1]]
+                    answers.append(
+                        await asyncio.to_thread(
+                            answer, canary, envelope, share, service=self.name, canary=True
+                        )
+                    )
+                    self.counts[f"answered by a canary of {follower.name}"] += 1
         except Rejected as error:
             self.counts["refused"] += 1
             log.warning("frame at offset %s is not answered: %s", record.offset, error)
@@ -185,6 +199,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         cache_dir=arguments.cache_dir,
         trusted_keys=arguments.trusted_keys,
         inputs=_columns(arguments.input),
+        canaries=True,
         staleness=StalenessBound(
             age_s=arguments.max_age_s,
             behind_s=arguments.max_behind_s,

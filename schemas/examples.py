@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from .alert import AlertRaised
+from .canary import CanaryTerms
 from .contract import Announcement
 from .dead_letter import DeadLetter, RecordRedriven
 from .decision import Decision, Evaluation
@@ -32,6 +33,10 @@ from .job import (
 from .model import (
     AdoptionRefused,
     Artifact,
+    CanaryJudged,
+    CanaryPromoted,
+    CanaryPublished,
+    CanaryWithdrawn,
     Comparison,
     Difference,
     Field,
@@ -449,6 +454,32 @@ _ALL: tuple[Announcement, ...] = (
         reason="worse on Sundays",
         manifest=msgspec.structs.replace(_MANIFEST, version=3),
         rolled_back_ms=_NOW_MS,
+    ),
+    CanaryPublished(
+        name="flights",
+        manifest=msgspec.structs.replace(
+            _MANIFEST,
+            version=4,
+            canary=CanaryTerms(share=0.1, pairs=500, longest_ms=7 * _DAY_MS),
+        ),
+        beside_version=3,
+    ),
+    CanaryPromoted(
+        name="flights",
+        manifest=msgspec.structs.replace(_MANIFEST, version=5),
+        canary_version=4,
+        from_version=3,
+        reason="auc better by +0.0120 on 1000 requests that both answered",
+        judged=CanaryJudged(look=2, pairs=1_000, comparison=_COMPARISON),
+        promoted_ms=_NOW_MS,
+    ),
+    CanaryWithdrawn(
+        name="flights",
+        version=4,
+        sha256=_DIGEST,
+        reason="withdrawn by hand: too slow at the gates",
+        judged=CanaryJudged(look=0, pairs=0),
+        withdrawn_ms=_NOW_MS,
     ),
     Predictions(
         service="example",

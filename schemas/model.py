@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from .canary import CanaryTerms
 from .contract import Announcement, announces
 from .job import Experiment
 from .raw import TimeMs
@@ -150,6 +151,9 @@ class Manifest(Struct, frozen=True, kw_only=True):
     lineage: Lineage
     published_ms: TimeMs
     comparison: Comparison | None = None
+    canary: Annotated[
+        CanaryTerms | None, Meta(description="it is on trial beside the current version; null: it is none")
+    ] = None
 
 
 class Signature(Struct, frozen=True, kw_only=True):
@@ -171,8 +175,8 @@ class ModelEvent(Announcement, frozen=True, kw_only=True):
         return self.name
 
 
-class CurrentModel(ModelEvent, frozen=True, kw_only=True):
-    """An event that makes a model the current one. Its manifest travels in canonical form, and is signed.
+class SignedModel(ModelEvent, frozen=True, kw_only=True):
+    """An event that offers a model to services. Its manifest travels in canonical form, and is signed.
 
     One signature by each of the trainer's keys: while keys are rotated there are two.
     """
@@ -182,6 +186,10 @@ class CurrentModel(ModelEvent, frozen=True, kw_only=True):
 
     def encoded(self) -> bytes:
         return msgspec.json.encode(self, order="sorted")
+
+
+class CurrentModel(SignedModel, frozen=True, kw_only=True):
+    """An event that makes a model the current one."""
 
 
 @announces("model.published")
@@ -224,6 +232,9 @@ class ModelAdopted(ModelEvent, frozen=True, kw_only=True):
     previous_version: int | None
     adopted_ms: TimeMs
     load_ms: float
+    canary: Annotated[
+        bool, Meta(description="it answers its share of requests; all others are the previous version's")
+    ] = False
 
     def event_id(self) -> str:
         return f"{self.name}/{self.version}/{self.sha256}/adopted/{self.service}/{self.adopted_ms}"
@@ -242,6 +253,7 @@ class AdoptionRefused(ModelEvent, frozen=True, kw_only=True):
     kept_version: int | None
     reason: str
     refused_ms: TimeMs
+    canary: Annotated[bool, Meta(description="it was offered as a canary")] = False
 
     def event_id(self) -> str:
         return f"{self.name}/{self.version}/{self.sha256}/adoption-refused/{self.service}/{self.refused_ms}"
@@ -328,3 +340,62 @@ class RolledBack(CurrentModel, frozen=True, kw_only=True):
 
     def subject(self) -> str:
         return f"{self.name}/{self.manifest.version}"
+
+
+@announces("model.canary-published")
+class CanaryPublished(SignedModel, frozen=True, kw_only=True):
+    """A challenger passed the gate and is on trial: services give it its share of the requests.
+
+    It has a version of its own and is never current under it. The signature is over other bytes than a
+    current model's (`schemas/signature.py`), so neither can be said again as the other.
+    """
+
+    beside_version: Annotated[int, Meta(description="the current version, which it is compared with")]
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.manifest.version}/canary-published/{self.manifest.artifact.sha256}"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.manifest.version}"
+
+
+class CanaryJudged(Struct, frozen=True, kw_only=True):
+    """What a canary's trial came to, in numbers: the canary less the current version, more is better."""
+
+    look: Annotated[int, Meta(ge=0, description="at which look, from 1; 0: at none")]
+    pairs: Annotated[int, Meta(ge=0, description="requests that both answered and that have their label")]
+    comparison: Annotated[Comparison | None, Meta(description="null: there was nothing to compare")] = None
+
+
+@announces("model.canary-promoted")
+class CanaryPromoted(CurrentModel, frozen=True, kw_only=True):
+    """A canary did well and is the current model now, under a new version."""
+
+    canary_version: int
+    from_version: Annotated[int, Meta(description="that was current until now")]
+    reason: str
+    judged: CanaryJudged
+    promoted_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.manifest.version}/canary-promoted"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.manifest.version}"
+
+
+@announces("model.canary-withdrawn")
+class CanaryWithdrawn(ModelEvent, frozen=True, kw_only=True):
+    """A canary's trial is over, and the current model stays. It answers no request any more."""
+
+    version: Annotated[int, Meta(description="the canary's")]
+    sha256: str
+    reason: str
+    judged: CanaryJudged
+    withdrawn_ms: TimeMs
+
+    def event_id(self) -> str:
+        return f"{self.name}/{self.version}/canary-withdrawn"
+
+    def subject(self) -> str:
+        return f"{self.name}/{self.version}"

@@ -31,9 +31,17 @@ class Predictions(Announcement, frozen=True, kw_only=True):
             "bounds, or the service flags no answers"
         ),
     ] = ""
+    canary: Annotated[
+        bool,
+        Meta(
+            description="a canary's answers to the rows of its share, given in place of the current "
+            "version's; that one's stand in another event of the same frame, for comparison"
+        ),
+    ] = False
 
     def event_id(self) -> str:
-        return f"{self.service}/{self.name}/{self.features_id}"
+        frame = f"{self.service}/{self.name}/{self.features_id}"
+        return f"{frame}/canary/{self.version}" if self.canary else frame
 
     def subject(self) -> str:
         return f"{self.name}/{self.version}"

@@ -12,6 +12,9 @@ A reader has nothing to bring into canonical form: it checks the bytes that it g
 bytes. So fields of a newer Tidemill, which it does not know, are under the signature as well, and there is no
 second reading of a number or a repeated name that a forger could use.
 
+A canary's manifest has `tidemill.model.canary.v1` in that first line: what was signed as a canary cannot be
+said again as a current model, nor the other way round.
+
 The size and digest of the artifact, the epoch (`version`), the schema of inputs and outputs and all lineage
 are parts of the manifest. What stands beside it in an event (a rollback's reason) decides nothing.
 """
@@ -29,9 +32,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from .errors import InvalidConfiguration, Rejected, Retryable
-from .model import Manifest, Signature
+from .model import CanaryPublished, Manifest, Signature, SignedModel
 
 SCHEMA = "tidemill.model.manifest.v1"
+CANARY_SCHEMA = "tidemill.model.canary.v1"
 _SCHEME = "ed25519:"
 
 
@@ -48,9 +52,14 @@ def canonical(manifest: Manifest) -> bytes:
     return msgspec.json.encode(manifest, order="sorted")
 
 
-def signed_bytes(manifest: bytes) -> bytes:
+def schema_of(event: SignedModel) -> str:
+    """What the event's manifest is signed as."""
+    return CANARY_SCHEMA if isinstance(event, CanaryPublished) else SCHEMA
+
+
+def signed_bytes(manifest: bytes, schema: str = SCHEMA) -> bytes:
     """What is signed: the schema's name, and the manifest's bytes."""
-    return SCHEMA.encode() + b"\n" + manifest
+    return schema.encode() + b"\n" + manifest
 
 
 def key_id(public_key: bytes) -> str:
@@ -116,8 +125,11 @@ class TrustedKeys:
     def __str__(self) -> str:
         return ", ".join(sorted(self._keys)) or "none"
 
-    def manifest(self, event: bytes) -> Manifest:
+    def manifest(self, event: bytes, schema: str = SCHEMA) -> Manifest:
         """The manifest in a model event's JSON, once a trusted key is found to have signed it.
+
+        Args:
+            schema: as what it must have been signed.
 
         Raises:
             SignatureRefused: unsigned, or none of the signatures holds, or the manifest breaks its contract.
@@ -132,7 +144,8 @@ class TrustedKeys:
             except InvalidConfiguration as error:
                 raise SignerUnknown(str(error)) from error
         known = [each for each in signatures if each.key_id in self._keys]
-        if not any(_holds(self._keys[each.key_id], each, raw) for each in known):
+        content = signed_bytes(raw, schema)
+        if not any(_holds(self._keys[each.key_id], each, content) for each in known):
             signers = ", ".join(each.key_id for each in signatures)
             if not known and self._file is not None:
                 raise SignerUnknown(
@@ -175,9 +188,9 @@ def _by_id(keys: Sequence[bytes]) -> dict[str, Ed25519PublicKey]:
     return {key_id(key): Ed25519PublicKey.from_public_bytes(key) for key in keys}
 
 
-def _holds(key: Ed25519PublicKey, signature: Signature, manifest: bytes) -> bool:
+def _holds(key: Ed25519PublicKey, signature: Signature, content: bytes) -> bool:
     try:
-        key.verify(bytes.fromhex(signature.ed25519), signed_bytes(manifest))
+        key.verify(bytes.fromhex(signature.ed25519), content)
     except InvalidSignature:
         return False
     return True

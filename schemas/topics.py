@@ -291,7 +291,8 @@ JOBS = _announced(
 )
 MODELS = _announced(
     "tidemill.models",
-    "History of all models: published, refused, adopted, adoption refused, stale, fresh again, rolled back.",
+    "History of all models: published, refused, adopted, adoption refused, stale, fresh again, rolled back; "
+    "canaries published, promoted and withdrawn.",
     model.ModelPublished,
     model.ModelRefused,
     model.ModelAdopted,
@@ -299,7 +300,11 @@ MODELS = _announced(
     model.ModelStale,
     model.ModelFresh,
     model.RolledBack,
-    producer="trainer (published, refused, rolled back), services (adopted, adoption refused, stale, fresh)",
+    model.CanaryPublished,
+    model.CanaryPromoted,
+    model.CanaryWithdrawn,
+    producer="trainer (published, refused, rolled back, canaries), "
+    "services (adopted, adoption refused, stale, fresh)",
     consumers=("services", "engineers"),
     key="model name",
 )
@@ -308,6 +313,18 @@ MODELS_CURRENT = _announced(
     "The current model of each name, the newest event of a key.",
     model.ModelPublished,
     model.RolledBack,
+    model.CanaryPromoted,
+    producer="trainer",
+    consumers=("services",),
+    key="model name",
+    settings=NEWEST_OF_A_KEY,
+)
+MODELS_CANARIES = _announced(
+    "tidemill.models.canaries",
+    "The canary of each model that is or was the last on trial, the newest event of a key.",
+    model.CanaryPublished,
+    model.CanaryPromoted,
+    model.CanaryWithdrawn,
     producer="trainer",
     consumers=("services",),
     key="model name",
@@ -339,6 +356,7 @@ TOPICS: tuple[Topic, ...] = (
     JOBS,
     MODELS,
     MODELS_CURRENT,
+    MODELS_CANARIES,
     PREDICTIONS,
 )
 

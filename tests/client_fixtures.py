@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors.torch
 import torch
 from aiohttp import web
@@ -18,10 +19,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 
 from schemas import topics
+from schemas.canary import CanaryTerms
 from schemas.client import ModelFollower
 from schemas.contract import Announcement
 from schemas.envelope import Envelope, NotAnAnnouncement, open_record, unwrap, wrap
-from schemas.model import Artifact, Field, Lineage, Manifest, ModelPublished, RolledBack
+from schemas.model import Artifact, CanaryPublished, Field, Lineage, Manifest, ModelPublished, RolledBack
 from schemas.tabular import TabularNetwork
 
 CONFIG: dict[str, Any] = {
@@ -95,16 +97,32 @@ def published(name: str, version: int, content: bytes, *, store: str, **changes:
     )
 
 
+def canaried(
+    name: str,
+    version: int,
+    content: bytes,
+    *,
+    store: str,
+    beside: int,
+    share: float = 0.3,
+    longest_ms: int = 3_600_000,
+    **changes: Any,
+) -> CanaryPublished:
+    """These weights on trial beside a current version."""
+    terms = CanaryTerms(share=share, pairs=50, longest_ms=longest_ms)
+    manifest = published(name, version, content, store=store, canary=terms, **changes).manifest
+    return CanaryPublished(name=name, manifest=manifest, beside_version=beside)
+
+
 def rolled_back(event: ModelPublished, *, from_version: int, version: int) -> RolledBack:
     """Somebody made that event's artifact current again, under a new version."""
     old = event.manifest
-    values = {f: getattr(old, f) for f in Manifest.__struct_fields__} | {"version": version}
     return RolledBack(
         name=event.name,
         from_version=from_version,
         to_artifact_of_version=old.version,
         reason="worse on Sundays",
-        manifest=Manifest(**values),
+        manifest=msgspec.structs.replace(old, version=version),
         rolled_back_ms=int(time.time() * 1000),
     )
 

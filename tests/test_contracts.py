@@ -133,9 +133,9 @@ def test_topics_have_distinct_names_and_say_what_they_are_for() -> None:
         topics.topic("tidemill.nothing")
 
 
-def test_only_the_topic_of_current_models_is_compacted() -> None:
+def test_only_the_topics_of_current_models_and_canaries_are_compacted() -> None:
     compacted = {t.name for t in topics.TOPICS if t.settings.get("cleanup.policy") == "compact"}
-    assert compacted == {"tidemill.models.current"}
+    assert compacted == {"tidemill.models.current", "tidemill.models.canaries"}
     for name in compacted:
         settings = topics.topic(name).settings
         # Else the broker refuses a record that the topic takes; and what is being written is not compacted.

@@ -73,6 +73,7 @@ def test_a_repeat_changes_nothing_and_every_example_is_taken() -> None:
     assert said["decisions"]["pipelines"][0]["verdicts"] == {"yes": 1, "no": 0, "not_evaluated": 0}
     assert said["jobs"]["requested"] == 1
     assert [(row["name"], row["version"]) for row in said["models"]["models"]] == [
+        ("flights", 5),
         ("flights", 3),
         ("flights", 2),
     ]

@@ -29,20 +29,21 @@ from cryptography.hazmat.primitives.serialization import (
 from infra import atomic_file
 from infra.logging import logger
 from schemas.errors import InvalidConfiguration
-from schemas.model import CurrentModel, Manifest, Signature
+from schemas.model import Manifest, Signature, SignedModel
 from schemas.signature import (
     TrustedKeys,
     canonical,
     key_id,
     public_key_text,
     read_public_keys,
+    schema_of,
     signed_bytes,
 )
 
 TRUSTED_FILE = "trusted.txt"
 _ENDING = ".pem"
 
-E = TypeVar("E", bound=CurrentModel)
+E = TypeVar("E", bound=SignedModel)
 
 log = logger(__name__)
 
@@ -153,7 +154,7 @@ class KeyFolder:
         # Through JSON and back, as every reader gets it: an int where a float is declared would be signed as
         # one thing and said again, after a restart, as another.
         manifest = msgspec.json.decode(canonical(event.manifest), type=Manifest)
-        content = signed_bytes(canonical(manifest))
+        content = signed_bytes(canonical(manifest), schema_of(event))
         signatures = [
             Signature(key_id=key_id(_public_bytes(key)), ed25519=key.sign(content).hex())
             for key in self._private_keys()

@@ -40,7 +40,7 @@ class Needed:
     _versions: dict[str, dict[int, list[Manifest]]] = field(default_factory=dict)
     _others: list[Manifest] = field(default_factory=list)
     _current: dict[str, Manifest] = field(default_factory=dict)
-    _adopted: dict[tuple[str, str], ModelAdopted] = field(default_factory=dict)
+    _adopted: dict[tuple[str, str, bool], ModelAdopted] = field(default_factory=dict)
     _succeeded: dict[str, str] = field(default_factory=dict)
     _unread: set[str] = field(default_factory=set)
     _jobs: Registry = field(default_factory=Registry)
@@ -62,9 +62,10 @@ class Needed:
                 else:
                     self._others.append(manifest)
             case ModelAdopted(name=name, service=service):
-                known = self._adopted.get((name, service))
+                key = name, service, event.canary
+                known = self._adopted.get(key)
                 if known is None or event.adopted_ms >= known.adopted_ms:
-                    self._adopted[name, service] = event
+                    self._adopted[key] = event
             case JobSucceeded(job_id=job_id, artifact_sha256=sha256) if sha256:
                 self._succeeded[job_id] = sha256
             case _:
@@ -102,7 +103,7 @@ class Needed:
             if manifest.published_ms > now_ms - keep_ms:
                 named = f"an event of {manifest.name} {manifest.version} that nobody trusted signed"
                 found.setdefault(manifest.artifact.sha256, named)
-        for (name, service), adopted in self._adopted.items():
+        for (name, service, _), adopted in self._adopted.items():
             found.setdefault(adopted.sha256, f"{service} answers with {name} {adopted.version}")
         open_jobs = set(self.open_jobs())
         for job_id, sha256 in self._succeeded.items():

@@ -21,6 +21,7 @@ from ..envelope import NotAnAnnouncement, open_record, unwrap
 from ..errors import Rejected, Retryable
 from ..model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted, ModelFresh, ModelStale, OverBound
 from ..signature import SignatureRefused, SignerUnknown, TrustedKeys
+from .canary import CanaryFollower
 from .download import Downloader
 from .errors import StaleModel
 from .fit import Inputs, check_fit, check_inputs
@@ -38,10 +39,14 @@ _CONFIRM_EVERY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """The model that answers one question; `stale` says why it is stale, where the service flags that."""
+    """The model that answers one question; `stale` says why it is stale, where the service flags that.
+
+    `beside` is the current model where a canary answers: let it answer the same, and publish both answers.
+    """
 
     model: LoadedModel
     stale: tuple[OverBound, ...] = ()
+    beside: LoadedModel | None = None
 
     @property
     def why(self) -> str:
@@ -69,6 +74,8 @@ class ModelFollower:
         inputs: the columns that this service can give, by name, or name and type (`string`, `float`, `int`):
             a model that takes others is refused before it is fetched. None: no model is refused for that.
         staleness: how stale the model may be, and what becomes of questions then. None: it is never stale.
+        canaries: whether challengers on trial are held beside the current model: then `answering(request=…)`
+            and `canary_of` give them their share of requests. A pinned version has none.
         max_bytes: an artifact that claims to be larger is refused unseen.
         timeout_s: longest wait for a store's connection or its next bytes.
         tracer: an OpenTelemetry tracer; adoptions are recorded by it, in the trace that the model's event
@@ -94,6 +101,7 @@ class ModelFollower:
         pin_version: int | None = None,
         inputs: Inputs | None = None,
         staleness: StalenessBound | None = None,
+        canaries: bool = False,
         max_bytes: int = 2 * 2**30,
         timeout_s: float = 10.0,
         s3: Mapping[str, Any] | None = None,
@@ -125,6 +133,18 @@ class ModelFollower:
             self._links.stores, folder, max_bytes=max_bytes, turns=self._links.downloads
         )
         self._memory = Memory(folder)
+        self.canary_log: CanaryFollower | None = None
+        if canaries and pin_version is None:
+            self.canary_log = CanaryFollower(
+                name,
+                service=service,
+                links=self._links,
+                folder=Path(cache_dir) / f"canary-{quote(name, safe='')}",
+                trusted=self._trusted,
+                inputs=inputs,
+                max_bytes=max_bytes,
+                current_version=self._held,
+            )
         self._newest: Manifest | None = None
         self._newest_event = b""
         self._tracer = tracer
@@ -152,9 +172,12 @@ class ModelFollower:
                 self._fallback = self._newest, self._newest_event
         self._remembered_former = await asyncio.to_thread(self._memory.recall_former)
         self._confirmed_s = time.monotonic()
+        roads = [self._adopt_forever(), self._watch_forever()]
+        if self.canary_log is not None:
+            await self.canary_log.begin()
+            roads.append(self.canary_log.run())
         if self._own_links:
-            await self._links.start([self])
-        roads = (self._adopt_forever(), self._watch_forever())
+            await self._links.start([self], [] if self.canary_log is None else [self.canary_log])
         self._tasks = [asyncio.create_task(road) for road in roads]
 
     async def stop(self) -> None:
@@ -200,12 +223,34 @@ class ModelFollower:
         model = self.current
         return () if model is None else over(self._known(model), self._bound)
 
-    async def answering(self, time_ms: int | None = None) -> Answering | None:
+    @property
+    def canary(self) -> LoadedModel | None:
+        """The challenger that is on trial beside the current model; None: there is none, or none is held."""
+        return None if self.canary_log is None else self.canary_log.model
+
+    def canary_of(
+        self, requests: Sequence[str], time_ms: int | None = None
+    ) -> tuple[LoadedModel, list[int]] | None:
+        """The canary and the places of the requests that it answers; None: it answers none of them.
+
+        A request is the canary's by its id alone, whichever service asks, and before and after a restart.
+
+        Args:
+            requests: ids of requests, or keys of the events that are asked about.
+            time_ms: when the question stood; None: now. A canary answers nothing from before its own time.
+        """
+        trial = None if self.canary_log is None else self.canary_log.of(requests)
+        if trial is not None and time_ms is not None and time_ms < trial[0].manifest.published_ms:
+            return None
+        return trial
+
+    async def answering(self, time_ms: int | None = None, *, request: str | None = None) -> Answering | None:
         """Who answers a question, with the service's bounds kept as it chose; None before a first version.
 
         Args:
             time_ms: when the question stood; None: now. A model from before the current one answers what
                 stood in its own time, and is not stale for that.
+            request: its id; where it is of a canary's share the canary answers. None: no canary does.
 
         Raises:
             StaleModel: of a service that lets questions wait: this one has waited for `patience_s`.
@@ -215,6 +260,8 @@ class ModelFollower:
         model = self.current if time_ms is None else self.as_of(time_ms)
         if model is None:
             return None
+        if request is not None and (trial := self.canary_of([request], time_ms)) is not None:
+            return Answering(trial[0], beside=model)
         flagged = self._bound.then == "flag" and model is self.current
         return Answering(model, self.stale if flagged else ())
 

@@ -51,10 +51,15 @@ class Links:
         self.downloads = Turns(_DOWNLOADS, longest_s=_DOWNLOAD_S)
         self.loads = Turns(_LOADS, longest_s=_LOAD_S)
 
-    async def start(self, readers: Sequence[Reader]) -> None:
-        """Begin to read for all of them. Neither the cluster nor a store need be there yet."""
+    async def start(self, readers: Sequence[Reader], canaries: Sequence[Reader] = ()) -> None:
+        """Begin to read for all of them and their canaries.
+
+        Neither the cluster nor a store need be there yet.
+        """
         await AIOKafkaConsumer(**self._client).stop()  # a misspelt argument is an error here and now
-        roads = (self._log.run(readers), self.announcer.run())
+        roads = [self._log.run(readers), self.announcer.run()]
+        if canaries:  # by a consumer of its own: what ails it holds no current model up
+            roads.append(self._log.run(canaries))
         self._tasks = [asyncio.create_task(road) for road in roads]
 
     async def flush(self) -> None:

@@ -21,6 +21,7 @@ class Choices(TypedDict, total=False):
     pin_version: int | None
     inputs: Inputs | None
     staleness: StalenessBound | None
+    canaries: bool
     max_bytes: int
     tracer: Any | None
 
@@ -95,7 +96,8 @@ class ModelFollowers(Mapping[str, ModelFollower]):
         for follower in self.values():
             await follower.start()
         try:
-            await self._links.start(list(self.values()))
+            canaries = [each.canary_log for each in self.values() if each.canary_log is not None]
+            await self._links.start(list(self.values()), canaries)
         except BaseException:
             await self.stop()
             raise

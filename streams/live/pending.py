@@ -52,8 +52,8 @@ class Pending:
         self._fresh: list[pl.DataFrame] = []
 
     def answer(self, said: Predictions, *, partition: int, offset: int) -> None:
-        """Take one record of answers in; of another model it is passed over."""
-        if said.name != self.model or not said.keys:
+        """Take one record of answers in; of another model, or of its canary, it is passed over."""
+        if said.name != self.model or said.canary or not said.keys:
             return
         rows = pl.DataFrame(
             {"key": said.keys, "_time": said.times_ms, "score": said.scores},
