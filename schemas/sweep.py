@@ -76,3 +76,14 @@ def _choice(values: list[Any] | tuple[Any, ...]) -> Choice:
         return msgspec.json.decode(msgspec.json.encode(Choice(tuple(values))), type=Choice)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{values!r} holds what JSON has no word for: {error}") from error
+
+
+def trial_id(sweep: str, number: int) -> str:
+    """The job of a sweep's trial: whoever goes on with the sweep finds it by this."""
+    return f"{sweep}-trial-{number}"
+
+
+def is_trial_of(sweep: str, job_id: str) -> bool:
+    """Whether a job is a trial of that sweep."""
+    head, _, number = job_id.rpartition("-")
+    return head == f"{sweep}-trial" and number.isdigit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from infra.observe import metrics
@@ -10,10 +11,11 @@ from infra.observe.metrics import Metric
 from streams.announce.fold import Commit
 from streams.ingest import Prepared
 from streams.ledger.commit import Partition
+from streams.pipeline import Pipeline
+from streams.queue import FrameQueue
 
 if TYPE_CHECKING:
     from streams.announce.herald import Herald
-    from streams.worker import StreamWorker
 
 
 class WorkerMetrics:
@@ -24,16 +26,23 @@ class WorkerMetrics:
         ends: where those partitions ended when they were last looked at.
     """
 
-    def __init__(self, worker: StreamWorker, instruments: Instruments) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        queue: FrameQueue,
+        instruments: Instruments,
+        *,
+        contact_age_s: Callable[[], float],
+    ) -> None:
         self.instruments = instruments
         self.positions: dict[Partition, int] = {}
         self.ends: dict[Partition, int] = {}
         self.herald: Herald | None = None
-        self._name = name = worker.pipeline.name
+        self._name = name = pipeline.name
         self._version = -1
         self._watermark_ms: int | None = None
-        queue, read = worker._queue, instruments.read
-        read(metrics.CONTACT_AGE, lambda: {(): worker.contact_age_s()})
+        read = instruments.read
+        read(metrics.CONTACT_AGE, lambda: {(): contact_age_s()})
         read(metrics.QUEUE_ROWS, lambda: {(name,): queue.rows})
         read(metrics.QUEUE_BYTES, lambda: {(name,): queue.size_bytes})
         read(metrics.POSITION, self._positions)
@@ -42,7 +51,7 @@ class WorkerMetrics:
         read(metrics.WATERMARK, self._watermark)
         read(metrics.LEADS, lambda: {(name,): float(self._leads())})
         read(metrics.ANNOUNCED_VERSION, lambda: {(name,): self._announced()})
-        topics = worker.pipeline.sources()
+        topics = pipeline.sources()
         for counter in (metrics.EVENTS, metrics.ROWS):
             instruments.begin(counter, ((name, topic) for topic in topics))
         for counter in (

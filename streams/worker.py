@@ -168,7 +168,9 @@ class StreamWorker:
         self._contact_ms = (metrics_options or Metrics()).contact_ms
         self._has_positions = False
         self._not_writable = ""
-        self.observed = WorkerMetrics(self, instruments or Instruments("worker"))
+        self.observed = WorkerMetrics(
+            pipeline, self._queue, instruments or Instruments("worker"), contact_age_s=self.contact_age_s
+        )
         self._traces = traces
         self._tasks: list[asyncio.Task[None]] = []
 

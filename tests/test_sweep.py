@@ -36,7 +36,7 @@ from schemas.job import (
     JobSwept,
 )
 from schemas.model import ModelPublished
-from schemas.sweep import Choice, Range, SweepPlan
+from schemas.sweep import Choice, Range, SweepPlan, is_trial_of
 from tests.trainer_fixtures import (
     Topics,
     TrainerProcess,
@@ -47,7 +47,6 @@ from tests.trainer_fixtures import (
 )
 from trainers.bulletin import FOLLOWED
 from trainers.sweep import Sweep, best_params, declared, held_out, is_hopeless, run, study_of, suggest
-from trainers.tuning import is_trial_of
 
 
 def test_a_space_is_read_as_a_person_writes_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,8 @@ import msgspec
 
 _HEAD = struct.Struct(">I")
 LIMIT_BYTES = 64 * 2**20
+YIELD = signal.SIGUSR1
+"""Asks a job's process to keep its state and end. Before it has a handler it ends: it has no state yet."""
 
 T = TypeVar("T")
 

@@ -23,11 +23,10 @@ import torch
 
 from schemas.errors import Rejected, Retryable
 from trainers.assignment import Assignment, Began, Done, Failed, Progress, Report, Skipped, Yielded
-from trainers.channel import decoder, packed, receive
+from trainers.channel import YIELD, decoder, packed, receive
 from trainers.checkpoint import Checkpoints, MadeRoom
 from trainers.ranks import in_ranks, lost_a_rank
 from trainers.rows import NothingToTrainOn
-from trainers.standby import YIELD
 from trainers.work import perform
 
 _PROGRESS_EVERY_S = 0.1

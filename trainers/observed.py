@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Set
+from typing import Protocol
 
 from infra.observe import metrics
 from infra.observe.instruments import Instruments, Values
-
-if TYPE_CHECKING:
-    from trainers.trainer import Trainer
+from trainers.bulletin import Bulletin
+from trainers.devices import Survey
+from trainers.process import Standby
+from trainers.registry import Registry
 
 _SAID = ("started", "succeeded", "failed", "retried", "preempted", "merged", "answered", "skipped", "queued")
 
 
-def read_by(trainer: Trainer, instruments: Instruments, *, now_ms: Callable[[], int]) -> None:
+class Observed(Protocol):
+    """What is asked of a trainer."""
+
+    bulletin: Bulletin
+    registry: Registry
+    standby: Standby
+    survey: Survey
+
+    def at_work(self) -> int: ...
+
+    def begun(self) -> Set[str]: ...
+
+
+def read_by(trainer: Observed, instruments: Instruments, *, now_ms: Callable[[], int]) -> None:
     """Have these instruments read that trainer, on its event loop."""
     registry = trainer.registry
 

@@ -33,12 +33,10 @@ import msgspec
 from msgspec import Struct
 
 from infra.job_user import JobUser
-from trainers.channel import packed
+from trainers.channel import YIELD, packed
 
 COMMAND = struct.Struct(">cQ")
 BEGIN, KILL, MAKE_ROOM = b"B", b"K", b"Y"
-YIELD = signal.SIGUSR1
-"""Asks a job's process to keep its state and end. Before it has a handler it ends: it has no state yet."""
 WARM_NAME, SPARE_NAME, JOB_NAME = "tidemill warm", "tidemill spare", "tidemill job"
 """What `top` and `ps` call the processes: at most 15 bytes."""
 _SPARE_AFTER_S, _SPARE_AGAIN_S = 0.02, 1.0

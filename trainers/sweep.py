@@ -27,9 +27,8 @@ from infra.kafka.connection import Connection
 from infra.submit import announce, request, stop_request
 from schemas.errors import InvalidConfiguration
 from schemas.job import DatasetRange, Experiment, JobRequested
-from schemas.sweep import Choice, Measure, Range, Space, space_of
+from schemas.sweep import Choice, Measure, Range, Space, space_of, trial_id
 from trainers.assignment import Progress
-from trainers.tuning import trial_id
 
 _PARTS = 3
 """Of the trials that reach a rung one in so many goes on; rungs are at a ninth and a third of the way."""

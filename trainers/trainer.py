@@ -32,6 +32,7 @@ from schemas import topics
 from schemas.errors import InvalidConfiguration, Rejected, Retryable
 from schemas.job import JobRequested, Resources
 from schemas.model import Manifest, ModelPublished
+from schemas.sweep import is_trial_of
 from schemas.trace import Place
 from trainers import trained
 from trainers.admission import Admission, Host, Running
@@ -52,7 +53,7 @@ from trainers.registry import in_queue
 from trainers.schedule import Merge, Preempt, Refuse, Start, Terms, promised, schedule
 from trainers.stores import Stores
 from trainers.telling import Telling
-from trainers.tuning import SweepStopped, Tuning, is_trial_of
+from trainers.tuning import SweepStopped, Tuning
 from trainers.vacuum import Retention, keep_vacuuming
 
 log = logger(__name__)

@@ -21,17 +21,6 @@ if TYPE_CHECKING:
     import optuna
 
 
-def trial_id(sweep: str, number: int) -> str:
-    """The job of a sweep's trial: whoever goes on with the sweep finds it by this."""
-    return f"{sweep}-trial-{number}"
-
-
-def is_trial_of(sweep: str, job_id: str) -> bool:
-    """Whether a job is a trial of that sweep."""
-    head, _, number = job_id.rpartition("-")
-    return head == f"{sweep}-trial" and number.isdigit()
-
-
 class SweepStopped(Exception):
     """Somebody wants the job ended; the message says why."""
 
