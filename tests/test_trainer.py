@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from infra.settings import Kafka, Settings
 from infra.submit import ended, submit
 from infra.walls import has_walls
 from schemas import topics
+from schemas.errors import InvalidConfiguration
 from schemas.job import (
     DatasetRange,
     Gate,
@@ -57,6 +55,7 @@ from tests.trainer_fixtures import (
     a_job,
     experiment,
     jobs_of,
+    tidemill,
     write_dataset,
     write_model_code,
 )
@@ -554,46 +553,34 @@ async def test_a_training_in_two_ranks_comes_to_what_one_comes_to_and_is_begun_a
 
 
 async def test_a_person_asks_by_the_command_line_sees_the_job_and_its_curve(
-    seen: Topics, dataset: Path, tmp_path: Path, trainer: TrainerProcess
+    seen: Topics, dataset: Path, tmp_path: Path, trainer: TrainerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in trainer.environment.items():
+        monkeypatch.setenv(name, value)
     wanted = tmp_path / "experiment.json"
     wanted.write_bytes(msgspec.json.encode(experiment(dataset, "good:train", "by-hand")))
 
-    async def tidemill(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "infra.command", *arguments],
-            env=trainer.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    async def said(*arguments: str) -> str:
+        code, answer = await tidemill(*arguments)
+        assert code == 0
+        return answer
 
-    trained = await tidemill("train", "--experiment", str(wanted), "--why", "a try", "--json")
-    assert trained.returncode == 0, trained.stderr
-    came = json.loads(trained.stdout)
+    asking = ("train", "--experiment", str(wanted))
+    came = json.loads(await said(*asking, "--why", "a try", "--json"))
     assert (came["state"], came["model"], came["why"]) == ("published", "by-hand", "a try")
     assert came["curve"][-1]["step"] == came["curve"][-1]["of"] == 60
-    again = await tidemill("train", "--experiment", str(wanted), "--json")
-    assert json.loads(again.stdout)["state"] == "answered"
+    assert json.loads(await said(*asking, "--json"))["state"] == "answered"
 
     picture = tmp_path / "curve.png"
-    drawn, listed = await asyncio.gather(
-        tidemill("jobs", came["job_id"], "--plot", str(picture)), tidemill("jobs", "--once", "--all")
-    )
-    assert drawn.returncode == listed.returncode == 0, drawn.stderr + listed.stderr
+    await said("jobs", came["job_id"], "--plot", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
-    rendered = await tidemill("jobs", came["job_id"], "--kubernetes")
-    assert rendered.returncode == 0, rendered.stderr
-    order = json.loads(rendered.stdout)["items"][0]["data"]["assignment.json"]
+    assert "published" in await said("jobs", "--once", "--all")
+    rendered = json.loads(await said("jobs", came["job_id"], "--kubernetes"))
+    order = rendered["items"][0]["data"]["assignment.json"]
     assert msgspec.json.decode(order, type=Assignment).champion is not None
-    assert "published" in listed.stdout
     wanted.write_text('{"pipeline": 1}')
-    bad = await tidemill("train", "--experiment", str(wanted))
-    assert bad.returncode == 1
-    assert "is no experiment" in " ".join(bad.stderr.split())
-    assert "Traceback" not in bad.stderr
+    with pytest.raises(InvalidConfiguration, match="is no experiment"):
+        await tidemill(*asking)
 
 
 async def test_a_training_is_asked_for_from_python_by_the_same_event(

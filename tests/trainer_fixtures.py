@@ -23,7 +23,9 @@ import pynvml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 from deltalake import write_deltalake
+from typer.testing import CliRunner
 
+from infra.command.main import app
 from infra.dataset import META
 from schemas import topics
 from schemas.contract import Announcement
@@ -417,6 +419,18 @@ class Nvml:
 def jobs_of(trainer_pid: int) -> list[psutil.Process]:
     """Processes of a trainer that are at a job."""
     return [p for p in psutil.Process(trainer_pid).children(recursive=True) if p.name() == JOB_NAME]
+
+
+async def tidemill(*arguments: str) -> tuple[int, str]:
+    """A command in this process, whose environment names the cluster: exit code, and its answer.
+
+    Raises:
+        TidemillError: what the command line would say and end with.
+    """
+    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout
 
 
 class Topics:
