@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.kafka import EmbeddedBroker
@@ -22,6 +24,25 @@ from infra.scaffold import write
 from tests.worker_fixtures import wait_until
 
 TIDEMILL = Path(sys.executable).with_name("tidemill")
+WARM = """
+import json, os, sys
+import aiokafka, infra.submit
+from infra.command import main
+for line in sys.stdin:
+    asked = json.loads(line)
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    for number, file in enumerate((os.devnull, *asked["files"])):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv[:] = ["tidemill", *asked["arguments"]]
+    sys.path[0] = os.path.dirname(sys.executable)
+    sys.exit(main())
+"""
+"""Commands are forked from this process, which has one thread: a start costs more than most of them."""
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -90,6 +111,7 @@ class Road:
     parts: dict[str, Part] = field(default_factory=dict)
     ran: set[str] = field(default_factory=set)
     """Command lines of the pages that have run."""
+    warm: subprocess.Popen[str] | None = None
 
     @property
     def name(self) -> str:
@@ -138,17 +160,45 @@ class Road:
 
     def tidemill(self, *arguments: str) -> str:
         """What a command prints; it must succeed."""
-        done = subprocess.run(
-            [TIDEMILL, *arguments],
-            cwd=self.project,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        files = [self.project / "command.out", self.project / "command.err"]
+        asked = {
+            "arguments": arguments,
+            "folder": str(self.project),
+            "environment": self.environment(),
+            "files": list(map(str, files)),
+        }
+        if self.warm is None:
+            self.warm = subprocess.Popen(
+                [sys.executable, "-c", WARM],
+                env=self.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self.warm.stdin is not None
+        assert self.warm.stdout is not None
+        print(json.dumps(asked), file=self.warm.stdin, flush=True)
+        returned = self.warm.stdout.readline().strip()
+        out, err = (file.read_text() for file in files)
+        assert returned == "0", f"tidemill {shlex.join(arguments)}: {returned}: {out}{err}"
+        return out
+
+    def until(self, arguments: list[str], is_done: Callable[[psutil.Process], Any]) -> None:
+        """A command that ends by Ctrl-C alone, and is ended so once that is done."""
+        with (self.project / "command.out").open("wb") as out:
+            process = subprocess.Popen(
+                [TIDEMILL, *arguments], cwd=self.project, env=self.environment(), stdout=out, stderr=out
+            )
+        try:
+            wait_until(
+                lambda: process.poll() is not None or is_done(psutil.Process(process.pid)),
+                f"{shlex.join(arguments)} has done it",
+            )
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130, (self.project / "command.out").read_text()
+        finally:
+            process.kill()
+            process.wait()
 
     def push(self) -> None:
         """The project's own events."""
@@ -186,4 +236,6 @@ def road(folder: Path, name: str, **settings: str) -> Iterator[Road]:
             if part.process.poll() is None:
                 part.process.kill()
                 part.process.wait()
+        if opened.warm is not None:
+            opened.warm.communicate()
         broker.stop()

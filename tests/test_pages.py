@@ -11,7 +11,6 @@ import inspect
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,28 +43,22 @@ DOCUMENTS = sorted(
 )
 TITLES_OF_PROCESSES = {"tidemill warm"}
 """What `top` shows, and no command."""
+METHODS = (
+    "infra/measures.py",
+    "infra/paired.py",
+    "infra/selection.py",
+    "schemas/lookback.py",
+    "streams/summary/sketch.py",
+    "trainers/sanity.py",
+    "trainers/schedule.py",
+    "trainers/sweep.py",
+)
 NOT_RUN = {
     "README.md": {
         "python3 infra/bootstrap.py demo": "tests/test_demo.py runs the demo; the check runs the tests",
         "tidemill doctor": "tests/test_running.py calls each, worker and trainer for its whole length",
     },
     "infra/lab/policies/README.md": {"tidemill policies": "walks a year; tests/test_policies.py a short one"},
-    "infra/pages/how_to/partitions_and_alerts.md": {
-        "kafka-topics": "Kafka's own tool; tests/test_worker_topics.py adds partitions",
-        "tidemill watch": "ends by Ctrl-C only",
-    },
-    "infra/pages/how_to/refused_challenger.md": {"PYTHONPATH=. tidemill": "tests/test_reproduce.py"},
-    "infra/pages/how_to/roll_back_a_model.md": {"tidemill rollback": "tests/test_rollback.py"},
-    "infra/pages/how_to/rotate_keys.md": {"tidemill keys retire": "KEY stands for a key's id"},
-    "infra/pages/how_to/tune_a_trigger.md": {
-        "tidemill replay": "tests/test_replay.py",
-        "tidemill policies": "tests/test_policies.py",
-    },
-    "infra/pages/operations.md": {
-        "tidemill mirror": "ends by Ctrl-C only; tests/test_mirror.py",
-        "tidemill replay": "tests/test_switch.py",
-        "tidemill dataset restore": "tests/test_running.py restores after it lost the dataset",
-    },
 }
 """Blocks that are shown and not run as they stand, by file and by how they begin, with the reason."""
 
@@ -265,6 +258,19 @@ def test_every_setting_and_every_file_that_is_named_is_there(file: Path) -> None
     assert wrong == []
 
 
+def test_the_explanation_names_the_source_of_every_method() -> None:
+    """Wherever a docstring or a comment of these names a year of publication, the page does."""
+    told = (PAGES / "explanation.md").read_text()
+    files = [*(ROOT / "streams" / "trigger").glob("*.py"), *(ROOT / name for name in METHODS)]
+    years = {
+        (file.name, year)
+        for file in files
+        for year in re.findall(r"(?:\(|, )(1[6-9]\d\d|20[0-2]\d)\)", file.read_text())
+    }
+    assert len(years) > 20
+    assert [(name, year) for name, year in sorted(years) if year not in told] == []
+
+
 # ── blocks ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -317,14 +323,3 @@ def test_the_readmes_snippets_call_what_there_is_as_it_wants_to_be_called(file: 
             named = {keyword.arg: None for keyword in call.keywords if keyword.arg}
             inspect.signature(imported[ast.unparse(call.func)]).bind(*call.args, **named)
         assert "ModelFollower" in {ast.unparse(call.func) for call in called}
-
-
-# ── the command line ────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_command_line_starts_without_what_only_some_commands_need() -> None:
-    """Each of these costs a quarter to several seconds of a core, at every call."""
-    heavy = {"aiokafka", "deltalake", "faust", "jgo", "matplotlib", "numpy", "polars", "requests", "torch"}
-    program = "import sys, infra.command.main; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert heavy & set(loaded.stdout.split()) == set()

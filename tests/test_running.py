@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -27,19 +28,31 @@ from infra.settings import load as load_settings
 from schemas import topics
 from schemas.client import ModelFollower
 from schemas.envelope import Envelope, open_record
+from tests.mlflow_fixtures import recording
 from tests.running_fixtures import Road, Samples, road, sums
 from tests.worker_fixtures import wait_until
 
 DAY_MS = 86_400_000
 FOLDER = Path(__file__).resolve().parent.parent / "infra" / "pages"
-PAGES = [p for p in sorted(FOLDER.rglob("*.md")) if p.parent.name != "reference" and p.name != "README.md"]
+AT_THE_END = {"operations", "new_rules"}
+"""Pages that lose the dataset and make another one live."""
+PAGES = [
+    page
+    for page in sorted(FOLDER.rglob("*.md"))
+    if page.parent.name != "reference" and page.stem not in AT_THE_END | {"README"}
+]
 BAD_BASKET = {"visit_id": "odd", "at": 1_704_067_200_000, "shop": "north", "basket": -5.0}
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     """The road of a new project, its events played to the first model that is live."""
-    with road(tmp_path_factory.mktemp("running"), "kiosk", TIDEMILL_LOG__LEVEL="debug") as opened:
+    settings = {
+        "TIDEMILL_LOG__LEVEL": "debug",
+        # Windows close in one commit after another, as they do where events come as they happen.
+        "TIDEMILL_WORKER__BATCH_ROWS": "256",
+    }
+    with road(tmp_path_factory.mktemp("running"), "kiosk", **settings) as opened:
         opened.tidemill("topics", "--create", "--pipeline", "pipeline.py")
         trainer, worker = opened.start("trainer"), opened.start("worker")
         opened.start("door", "--pipeline", "pipeline.py")
@@ -191,58 +204,6 @@ async def test_a_trace_leads_from_the_commit_over_the_events_to_the_adoption(
     assert of_trace == {"tidemill.model.published.v1", "tidemill.model.adopted.v1"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_and_every_snippet_of_the_pages_runs(played: Road, page: Path) -> None:
-    """`sh` line by line, `python` as one program, `toml` as settings; `text` is shown and not run.
-
-    A line that several pages have runs once.
-    """
-    port = (played.home / "artifacts" / ".store-port").read_text()
-    (door,) = re.findall(r"the door is open at (\S+)/v1", (played.project / "door.log").read_text())
-    here = {
-        "http://127.0.0.1:8710": door,
-        "kafka-1:9092": played.broker.bootstrap_servers,
-        "http://models:8700/": f"http://127.0.0.1:{port}/",
-        "trusted.txt": json.loads(played.tidemill("keys", "--json"))["trusted_file"],
-    }
-    blocks = re.findall(r"^ *```(\w+)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
-    assert {kind for kind, _ in blocks} <= {"sh", "python", "toml", "text"}
-    assert any(kind == "sh" for kind, _ in blocks)
-    for kind, text in blocks:
-        if kind == "toml":
-            said = played.project / "snippet.toml"
-            said.write_text(text)
-            assert load_settings(said).paths.home  # refuses a name or a value that is none
-        elif kind != "text":
-            run_block(played, kind, re.sub("|".join(map(re.escape, here)), lambda m: here[m[0]], text))
-
-
-def run_block(played: Road, kind: str, text: str) -> None:
-    text = textwrap.dedent(text)
-    if kind == "python":
-        (played.project / "snippet.py").write_text(text)
-        text = "python snippet.py"
-    for command in text.splitlines():
-        if command != "python snippet.py" and command in played.ran:
-            continue
-        played.ran.add(command)
-        program, *arguments = shlex.split(command)
-        if program == "tidemill":
-            played.tidemill(*arguments)
-            continue
-        assert program in ("python", "curl")
-        program = sys.executable if program == "python" else program
-        done = subprocess.run(
-            [program, *arguments],
-            cwd=played.project,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-
-
 def test_both_are_ready_and_the_lag_is_none_once_all_is_read(played: Road) -> None:
     for part in played.parts.values():
         wait_until(part.is_ready, f"the {part.name} is ready")
@@ -255,6 +216,121 @@ def test_both_are_ready_and_the_lag_is_none_once_all_is_read(played: Road) -> No
     )
     assert len(lags) == 4
     wait_until(lambda: sums(worker.samples(), "tidemill_worker_lag_records") == 0, "nothing is left")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_and_every_snippet_of_the_pages_runs(played: Road, page: Path) -> None:
+    run_page(played, page)
+
+
+def run_page(played: Road, page: Path) -> None:
+    """`sh` line by line, `python` as one program, `toml` as settings; `text` is shown and not run.
+
+    A line that several pages have runs once. A program that begins with a file's name is that file.
+    """
+    port = (played.home / "artifacts" / ".store-port").read_text()
+    (door,) = re.findall(r"the door is open at (\S+)/v1", (played.project / "door.log").read_text())
+    here = {
+        "http://127.0.0.1:8710": door,
+        "kafka-1:9092": played.broker.bootstrap_servers,
+        "http://models:8700/": f"http://127.0.0.1:{port}/",
+    }
+    blocks = re.findall(r"^ *```(\w+)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert {kind for kind, _ in blocks} <= {"sh", "python", "toml", "text"}
+    assert any(kind == "sh" for kind, _ in blocks)
+    for kind, text in blocks:
+        if kind == "toml":
+            said = played.project / "snippet.toml"
+            said.write_text(text)
+            assert load_settings(said).paths.home  # refuses a name or a value that is none
+        elif kind != "text":
+            keys = json.loads(played.tidemill("keys", "--json"))
+            now = here | {"trusted.txt": keys["trusted_file"], " KEY": f" {keys['keys'][0]['id']}"}
+            run_block(played, kind, re.sub("|".join(map(re.escape, now)), lambda m, now=now: now[m[0]], text))
+
+
+def run_block(played: Road, kind: str, text: str) -> None:
+    text = textwrap.dedent(text)
+    if kind == "python":
+        named = re.match(r"# (\w+\.py)\n", text)
+        file = f"snippet_{len(played.ran)}.py" if named is None else named[1]
+        (played.project / file).write_text(text)
+        text = f"python {file}"
+    for command in text.splitlines():
+        if command in played.ran:
+            continue
+        played.ran.add(command)
+        words = shlex.split(command, comments=True)
+        BEFORE.get(tuple(words[:3]), lambda _: None)(played)
+        match words:
+            case ["tidemill", "watch", *_]:
+                played.until(words[1:], lambda process: process.net_connections())
+            case ["tidemill", "mirror", *_]:
+                asyncio.run(mirrored(played, words[1:]))
+            case ["tidemill", *arguments]:
+                played.tidemill(*arguments)
+            case [
+                "kafka-topics",
+                "--bootstrap-server",
+                servers,
+                "--alter",
+                "--topic",
+                topic,
+                "--partitions",
+                n,
+            ]:
+                asyncio.run(give_partitions(servers, topic, int(n)))
+            case ["python" | "curl" as program, *arguments]:
+                program = sys.executable if program == "python" else program
+                done = subprocess.run(
+                    [program, *arguments],
+                    cwd=played.project,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=300,
+                )
+                assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+            case _:
+                pytest.fail(f"nothing here knows how to run: {command}")
+
+
+async def mirrored(played: Road, words: list[str]) -> None:
+    """Tell a stand-in that knows MLflow's names alone, until it has the live model."""
+    async with recording() as (seen, url):
+        words = [url if word.startswith("http:") else word for word in words]
+        await asyncio.to_thread(played.until, words, lambda _: seen.aliases)
+        assert seen.wrong == []
+
+
+async def give_partitions(servers: str, topic: str, total: int) -> None:
+    """What Kafka's own tool does, which is not among the broker's jars."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(total_count=total)})
+    finally:
+        await admin.close()
+
+
+def a_second_version(played: Road) -> None:
+    """There is a version to go back from."""
+    if len(json.loads(played.tidemill("models", "kiosk", "--json"))["models"]) == 1:
+        played.tidemill("train", "pipeline.py")
+
+
+def a_lost_disk(played: Road) -> None:
+    """The backup holds all, and the dataset is gone."""
+    again = json.loads(played.tidemill("dataset", "backup", "kiosk", "--to", "../backup/kiosk", "--json"))
+    assert (again["copied_files"], again["files"] > 0) == (0, True)
+    shutil.rmtree(played.home / "dataset" / "kiosk")
+
+
+BEFORE: Mapping[tuple[str, ...], Callable[[Road], None]] = {
+    ("tidemill", "rollback", "kiosk"): a_second_version,
+    ("tidemill", "dataset", "restore"): a_lost_disk,
+}
+"""What makes a situation in which a command is called for, by how the command begins."""
 
 
 def test_without_its_cluster_a_process_lives_and_is_not_ready_and_comes_back(played: Road) -> None:
@@ -271,16 +347,14 @@ def test_without_its_cluster_a_process_lives_and_is_not_ready_and_comes_back(pla
 
 
 def test_a_backup_that_is_restored_goes_on_without_loss_or_doubling(played: Road) -> None:
-    """After the test above, which ended worker and trainer."""
+    """By the page's own commands, once worker and trainer have ended."""
     for part in played.parts.values():
         part.end()
-    told = json.loads(played.tidemill("dataset", "backup", "--to", "backup", "--json"))
-    again = json.loads(played.tidemill("dataset", "backup", "--to", "backup", "--json"))
-    assert told["copied_files"] == told["files"] > 0
-    assert (again["version"], again["copied_files"]) == (told["version"], 0)
-    shutil.rmtree(played.home / "dataset")
-    restored = json.loads(played.tidemill("dataset", "restore", "backup", "--json"))
-    assert restored["version"] == told["version"]
+    dataset = Dataset(played.home / "dataset" / "kiosk")
+    version = dataset.newest_version()
+    run_page(played, FOLDER / "operations.md")
+    dataset = Dataset(played.home / "dataset" / "kiosk")
+    assert dataset.newest_version() == version
 
     visits = [json.loads(line) for line in (played.project / "kiosk.visits.ndjson").read_text().splitlines()]
     later = [
@@ -295,9 +369,19 @@ def test_a_backup_that_is_restored_goes_on_without_loss_or_doubling(played: Road
         "what was pushed since is committed",
     )
     worker.end()
-    dataset = Dataset(played.home / "dataset" / "kiosk")
     rows = dataset.rows("kiosk.visits", version=dataset.newest_version(), start_ms=0, end_ms=2**62)
     assert rows.height == rows.get_column("visit_id").n_unique() == len(visits) + len(later)
     # Before the restore and after it: each window is announced once, by its id.
     ids = [e.id for e in events_of(played, topics.WINDOWS.name) if e.id.startswith("kiosk/")]
     assert len(ids) == len(set(ids)) > 0
+
+
+def test_other_rules_are_made_the_live_ones_and_taken_back_by_the_page(played: Road) -> None:
+    for part in played.parts.values():
+        part.end()
+    pipeline = played.project / "pipeline.py"
+    shutil.copy(pipeline, played.project / "pipeline_before.py")
+    pipeline.write_text(pipeline.read_text().replace('"basket", 0, 1_000', '"basket", 0, 60'))
+    run_page(played, FOLDER / "how_to" / "new_rules.md")
+    said = [e.type for e in events_of(played, topics.WINDOWS.name)]
+    assert said.count("tidemill.dataset.switched.v1") == 2

@@ -34,8 +34,12 @@ from infra.command.app import app, console
 from schemas.errors import TidemillError
 
 
-class Stopped(BaseException):
-    """Somebody asked us to end, by Ctrl-C or SIGTERM: what was started is stopped on the way out."""
+class Stopped(KeyboardInterrupt):
+    """Somebody asked us to end, by Ctrl-C or SIGTERM: what was started is stopped on the way out.
+
+    An event loop hands this kind alone on, out of whichever task or callback the signal came in; any other
+    would end that task and be forgotten.
+    """
 
 
 def main() -> None:
