@@ -145,7 +145,7 @@ def test_many_keys_go_where_each_would_go_alone(keys: list[bytes], partitions: i
 
 @pytest.mark.parametrize("ending", [".ndjson", ".csv", ".parquet", ".arrow", ".ipc"])
 def test_a_file_is_read_in_the_same_chunks_each_time(tmp_path: Path, ending: str) -> None:
-    source = open_source(written(tmp_path, ending))
+    source = open_source(written(tmp_path, ending), (Reading,))
     sizes = [chunk.rows for chunk in source.chunks()]
     assert sizes == [50, 50, 50, 50, 30]
     assert [chunk.rows for chunk in source.chunks()] == sizes
@@ -160,6 +160,28 @@ def test_every_row_is_one_event_with_its_key_and_partition(place: Place, tmp_pat
     rows = {key: json.loads(value or b"") for key, value, _ in records}
     assert len(records) == len(rows) == ROWS
     assert rows[b"r3"] == {"id": "r3", "at": 3, "level": 0.3, "count": 3, "good": False, "note": "x"}
+
+
+def test_a_csv_has_the_types_of_its_contract_and_one_odd_value_is_one_odd_event(
+    place: Place, tmp_path: Path
+) -> None:
+    file = tmp_path / "odd.csv"
+    file.write_text(
+        "id,at,level,count,good,note\n"
+        "007,1,1e3,2,True,12\n"
+        "b,2,,3.0,FALSE,\n"
+        "c,3,NaN,many,perhaps,x\n"
+        'd,"",4,5,,"a ""b"""\n'
+    )
+    place.push(file)
+    assert {key: json.loads(value or b"") for key, value, _ in place.records()} == {
+        b"007": {"id": "007", "at": 1, "level": 1000.0, "count": 2, "good": True, "note": "12"},
+        b"b": {"id": "b", "at": 2, "level": None, "count": 3.0, "good": False, "note": None},
+        b"c": {"id": "c", "at": 3, "level": "NaN", "count": "many", "good": "perhaps", "note": "x"},
+        b"d": {"id": "d", "at": None, "level": 4.0, "count": 5, "good": None, "note": 'a "b"'},
+    }
+    with pytest.raises(FileUnreadable, match="leave out --as arrow"):
+        place.push(file, form="arrow", from_beginning=True)
 
 
 def test_as_arrow_some_thousand_rows_are_one_record(place: Place, tmp_path: Path) -> None:

@@ -6,16 +6,18 @@ Rows and keys stay columns all the way: no Python object is made of an event.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import polars as pl
 
 from infra.kafka.keys import KeyReader
 from infra.kafka.partitions import partitions_for
 from infra.kafka.record_batch import Records
-from infra.push.source import Chunk
+from infra.push.source import Chunk, FileUnreadable
 from schemas.errors import InvalidConfiguration
 
 Form = Literal["json", "arrow"]
@@ -41,6 +43,7 @@ class Encoder:
 
         Raises:
             InvalidConfiguration: Arrow frames are asked for, and the file has no columns.
+            FileUnreadable: they are asked for, and a CSV's value is none of its field's type.
         """
         if chunk.table is None:
             assert chunk.lines is not None
@@ -50,9 +53,19 @@ class Encoder:
             return self._parted(keys, pl.Series(chunk.lines, dtype=pl.Binary))
         table = chunk.table
         if self._form == "arrow":
+            if chunk.odd:
+                raise FileUnreadable(
+                    f"{next(iter(chunk.odd.values()))} holds a value that is none of its field's type, and a "
+                    "column of a frame has one type: mend it, or leave out --as arrow"
+                )
             return self._frames(table)
+        keys = self._keys_of(table)
         values = table.select(pl.struct(pl.all()).struct.json_encode().cast(pl.Binary)).to_series()
-        return self._parted(self._keys_of(table), values)
+        if chunk.odd:
+            rows = [msgspec.json.encode(row) for row in chunk.odd.values()]
+            values = _replaced(values, chunk.odd, rows)
+            keys = _replaced(keys, chunk.odd, [_text_of(row.get(self._key)) for row in chunk.odd.values()])
+        return self._parted(keys, values)
 
     def _keys_of(self, table: pl.DataFrame) -> pl.Series:
         if self._key not in table.columns:  # each will be a dead letter that names the missing field
@@ -79,3 +92,14 @@ class Encoder:
             values = pl.Series(frames, dtype=pl.Binary)
             records.append(Records(pl.repeat(None, len(values), dtype=pl.Binary, eager=True), values))
         return records
+
+
+def _replaced(column: pl.Series, positions: Iterable[int], values: Sequence[bytes]) -> pl.Series:
+    own = column.to_list()
+    for position, value in zip(positions, values, strict=True):
+        own[position] = value
+    return pl.Series(own, dtype=pl.Binary)
+
+
+def _text_of(value: Any) -> bytes:
+    return b"" if value is None else str(value).encode()

@@ -87,7 +87,7 @@ async def push_file(
     connection = find_cluster(settings)
     if connection is None:
         raise InvalidConfiguration("no broker runs here; start one by `tidemill up`, or name your cluster")
-    source = open_source(file)
+    source = open_source(file, declared.contracts)
     if topic not in await partitions_of(connection):
         raise InvalidConfiguration(
             f"there is no topic {topic} on the cluster; `tidemill topics --create` makes those that are "

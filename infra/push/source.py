@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import polars as pl
 
+from infra.push.typed import Odd, typed, types_of
 from schemas.errors import Rejected
 
 CHUNK_ROWS = 50_000
@@ -24,32 +26,51 @@ class FileUnreadable(Rejected):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """So many events, in the file's order: NDJSON lines as they stand, or a table's rows."""
+    """So many events, in the file's order: NDJSON lines as they stand, or a table's rows.
+
+    `odd` are rows of the table that are sent as they are here.
+    """
 
     rows: int
     lines: list[bytes] | None = None
     table: pl.DataFrame | None = None
+    odd: Odd = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file and what is known of it; `rows` is None where only reading it would tell."""
+    """A file and what is known of it; `rows` is None where only reading it would tell.
+
+    `types` are those of a CSV's columns that are no text.
+    """
 
     file: Path
     rows: int | None
     is_table: bool
+    types: Mapping[str, pl.DataType] = field(default_factory=dict)
 
     def chunks(self) -> Iterator[Chunk]:
         """All events, `CHUNK_ROWS` at a time, the last chunk what is left.
 
         Raises:
-            FileUnreadable: it ends early, or a value is none of its column's type; chunks before were good.
+            FileUnreadable: it ends early, or is damaged; chunks before were good.
         """
-        return _tables(_scan(self.file)) if self.is_table else _lines(self.file)
+        if not self.is_table:
+            return _lines(self.file)
+        tables = _tables(_scan(self.file))
+        return map(self._typed, tables) if self.file.suffix.lower() == ".csv" else tables
+
+    def _typed(self, chunk: Chunk) -> Chunk:
+        assert chunk.table is not None
+        table, odd = typed(chunk.table, self.types)
+        return Chunk(chunk.rows, table=table, odd=odd)
 
 
-def open_source(file: Path) -> Source:
+def open_source(file: Path, contracts: Sequence[type[msgspec.Struct]]) -> Source:
     """Look at a file without reading it.
+
+    Args:
+        contracts: of its events; they say which columns of a CSV are numbers or booleans.
 
     Raises:
         FileUnreadable: it is missing, or of no known format.
@@ -62,8 +83,9 @@ def open_source(file: Path) -> Source:
         return Source(file, None, is_table=False)
     scanned = _scan(file)
     try:
-        known = file.suffix.lower() != ".csv"  # counting a CSV's rows is reading it
-        return Source(file, scanned.select(pl.len()).collect().item() if known else None, is_table=True)
+        if file.suffix.lower() == ".csv":  # counting its rows is reading it
+            return Source(file, None, is_table=True, types=types_of(contracts))
+        return Source(file, scanned.select(pl.len()).collect().item(), is_table=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FileUnreadable(f"{file} cannot be read: {error}") from error
 
@@ -71,7 +93,7 @@ def open_source(file: Path) -> Source:
 def _scan(file: Path) -> pl.LazyFrame:
     match file.suffix.lower():
         case ".csv":
-            return pl.scan_csv(file, infer_schema_length=None)
+            return pl.scan_csv(file, infer_schema=False)
         case ".parquet":
             return pl.scan_parquet(file, glob=False)
         case ".arrow" | ".ipc" | ".feather":

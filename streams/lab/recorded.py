@@ -296,7 +296,7 @@ def from_files(
         for partition, read in _parted(known[topic], file).items():
             feeds.append(Feed((topic, partition), 0))
             chunks[topic, partition] = read
-        counted = open_source(file).rows
+        counted = open_source(file, (known[topic].schema,)).rows
         total = None if total is None or counted is None else total + counted
     first_ms, end_ms = -_EVER_MS if from_ms is None else from_ms, _EVER_MS if to_ms is None else to_ms
 
@@ -320,7 +320,7 @@ def from_files(
 
 def _parted(source: Source, file: Path) -> dict[int, Iterator[Sequence[tuple[Any, ...]]]]:
     """Chunks of (offset, value, key, headers, stamp, order) by partition."""
-    opened = open_source(file)
+    opened = open_source(file, (source.schema,))
     if file.suffix.lower() == ".parquet":
         schema = pl.scan_parquet(file, glob=False).collect_schema()
         if schema.get("value") == pl.Binary() and "value" not in schema_of(source.schema):
