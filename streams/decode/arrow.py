@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import polars as pl
@@ -35,7 +34,7 @@ def read_table(value: bytes) -> pl.DataFrame:
     """
     try:
         check_lengths(value)
-        return pl.read_ipc_stream(io.BytesIO(value))
+        return pl.read_ipc_stream(value)
     except Damaged as error:
         raise NotRows("malformed", "value", str(error)) from error
     except (Exception, PanicException) as error:  # the reader raises what its Rust parts raise

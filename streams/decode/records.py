@@ -87,17 +87,17 @@ class Decoder:
         """
         decoded = Decoded(self._empty)
         values: list[bytes] = []
-        frame_of: list[pl.Series] = []
-        index_of: list[pl.Series] = []
+        frame_of: list[np.ndarray] = []
+        index_of: list[np.ndarray] = []
         tables: list[pl.DataFrame] = []
         arrow: list[_Arrow] = []
         avro = Bodies()
         for number, frame in enumerate(frames):
             plain = self._set_apart(frame, number, decoded, arrow, avro)
             values += frame.values if plain is None else [frame.values[i] for i in plain]  # type: ignore[misc]
-            indices = range(len(frame)) if plain is None else plain
-            index_of.append(pl.Series("_index", indices, dtype=pl.Int32))
-            frame_of.append(pl.repeat(number, len(indices), dtype=pl.Int32, eager=True))
+            indices = np.arange(len(frame), dtype=np.int32) if plain is None else np.array(plain, np.int32)
+            index_of.append(indices)
+            frame_of.append(np.full(len(indices), number, dtype=np.int32))
         mixed = [bool(arrow), bool(avro), bool(values)].count(True) > 1
         if arrow:
             tables += self._rows_of_arrow(frames, arrow, decoded)
@@ -106,7 +106,7 @@ class Decoder:
         if tables:
             tables = [self._keeping_the_contract(frames, pl.concat(tables), decoded)]
         if values:
-            frame, index = pl.concat(frame_of), pl.concat(index_of)
+            frame, index = pl.Series(np.concatenate(frame_of)), pl.Series(np.concatenate(index_of))
             for at in range(0, len(values), _AT_A_TIME):
                 part = slice(at, at + _AT_A_TIME)
                 tables.append(self._rows_of_json(frames, values[part], frame[part], index[part], decoded))

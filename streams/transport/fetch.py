@@ -28,6 +28,7 @@ from faust.types import TP
 from streams.ledger.positions import PositionLost, expired, made_anew
 from streams.transport.frame import Frame, read_frame
 from streams.transport.pace import IDLE_MS, Pace
+from streams.transport.receive import receive_in_place
 
 _FETCHED_BYTES = 32 * 2**20
 _LEAST_FETCH_BYTES, MOST_FETCH_BYTES = 256 * 2**10, 4 * 2**20
@@ -62,6 +63,7 @@ class FrameFetchThread(AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
         self._assignor = RoundRobinPartitionAssignor
+        receive_in_place()
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
