@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from loadtest.beside.run import Result, Turn
+from loadtest.beside.run import NICENESS, Result, Turn
 from loadtest.ingest.measure import Measured
+from trainers import child
 
 
 def turn(cpu_us_per_event: float, rate_events_s: float, trained_rows_s: float | None = None) -> Turn:
@@ -26,7 +27,10 @@ def test_turns_of_one_round_are_compared_and_the_median_round_counts(tmp_path: P
     result = Result(events=1_000, ingest_cores=[0], training_core=1)
     result.alone = [turn(2.0, 100.0), turn(1.0, 400.0), turn(4.0, 100.0)]
     result.beside = [turn(2.5, 90.0, 5.0), turn(1.0, 200.0, 5.0), turn(4.1, 99.0, 5.0)]
+    result.counting = [turn(2.5, 100.0), turn(1.25, 400.0), turn(4.0, 50.0)]
     ratios = result.ratios()
+    assert (ratios["cpu_counting"], ratios["rate_counting"]) == (0.8, 1.0)
+    assert NICENESS == child.NICENESS
     assert (round(ratios["cpu"], 3), round(ratios["rate"], 3)) == (0.976, 0.9)
     assert result.holds
     written = json.loads(result.write(tmp_path).read_text())

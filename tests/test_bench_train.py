@@ -64,7 +64,7 @@ def test_a_short_run_trains_every_side_and_leaves_a_dated_result(rows: pl.DataFr
 
 def test_an_option_is_weighed_in_turns_with_none(rows: pl.DataFrame) -> None:
     task = task_of(rows.head(600), features=FEATURES, label=LABEL, seed=1, params={"batch_rows": 64})
-    found = compare_options(task, ["bfloat16"], rounds=2, epochs=6)
+    found = compare_options(task, ["bfloat16"], rounds=2, epochs=1)  # one alone has too few steps
     assert {name: len(turns) for name, turns in found.turns.items()} == {PLAIN: 2, "bfloat16": 2}
     plain, other = (turns[0].loss for turns in found.turns.values())
     assert plain != other  # it was done

@@ -4,6 +4,9 @@ The training has a core of its own, the last; broker, worker and this process ha
 So what is compared is what remains shared: caches, memory, and the kernel. On two cores that leaves ingest
 one; where processes may take any core, two of them on two cores only show that there are two. Judged by the
 processor's time of an event: others may be at work here.
+
+A third turn has a neighbour that only counts, in a core's own registers: what ingest loses beside that one it
+loses to any neighbour, by the machine's clock or its host, and not to a training's use of caches and memory.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ from loadtest.ingest.side import Task
 from schemas.errors import InvalidConfiguration, Retryable
 
 PROMISED = 0.95
+NICENESS = 5
+"""A job's, as `trainers.child` has it, which imports torch."""
 _WARM_S = 180.0
 _PATIENCE_S, _MOST_S = 120.0, 120.0
 
@@ -63,13 +68,14 @@ class Result:
     load_before: tuple[float, float, float] = field(default_factory=os.getloadavg)
     alone: list[Turn] = field(default_factory=list)
     beside: list[Turn] = field(default_factory=list)
+    counting: list[Turn] = field(default_factory=list)
+    """Beside what only counts."""
 
     def ratios(self) -> dict[str, float]:
         """Beside by alone, medians over the rounds: by processor time of an event, and by the clock."""
-        turns = [(a.ingest, b.ingest) for a, b in zip(self.alone, self.beside, strict=True)]
         return {
-            "cpu": statistics.median(a.cpu_us_per_event / b.cpu_us_per_event for a, b in turns),
-            "rate": statistics.median(b.rate_events_s / a.rate_events_s for a, b in turns),
+            **_ratios(self.alone, self.beside),
+            **{f"{name}_counting": ratio for name, ratio in _ratios(self.alone, self.counting).items()},
         }
 
     @property
@@ -95,6 +101,14 @@ class Result:
         return file
 
 
+def _ratios(alone: list[Turn], other: list[Turn]) -> dict[str, float]:
+    turns = [(a.ingest, b.ingest) for a, b in zip(alone, other, strict=True)]
+    return {
+        "cpu": statistics.median(a.cpu_us_per_event / b.cpu_us_per_event for a, b in turns),
+        "rate": statistics.median(b.rate_events_s / a.rate_events_s for a, b in turns),
+    }
+
+
 def run(*, events: int, rounds: int, cache_dir: Path, said: Callable[[str], object]) -> Result:
     """All rounds; who begins a round changes with each.
 
@@ -116,31 +130,34 @@ def run(*, events: int, rounds: int, cache_dir: Path, said: Callable[[str], obje
         filled = asyncio.run(fill(connection, events))
         (side,) = chosen(["tidemill"])
         for number in range(rounds):
-            order = (False, True) if number % 2 == 0 else (True, False)
-            for trains in order:
-                what = "beside a training" if trains else "alone"
-                home = folder / f"{number}-{int(trains)}"
+            turns = {"alone": result.alone, "beside a training": result.beside, "counting": result.counting}
+            begin = number % len(turns)
+            for place, (what, done) in enumerate([*turns.items()][begin:] + [*turns.items()][:begin]):
+                home = folder / f"{number}-{place}"
                 home.mkdir()
                 task = Task(
                     bootstrap_servers=broker.bootstrap_servers,
                     topic=readings.TOPIC,
                     form="json",
                     filled=filled,
-                    round=2 * number + int(trains),
+                    round=len(turns) * number + place,
                     home=home,
                     cache_dir=cache_dir,
                 )
                 said(f"round {number + 1} of {rounds}: {what}")
-                with _training(result.training_core, folder) if trains else contextlib.nullcontext() as marks:
+                trained_rows_s = None
+                with contextlib.ExitStack() as neighbour:
+                    marks = None
+                    if done is result.beside:
+                        marks = neighbour.enter_context(_training(result.training_core, folder))
+                    elif done is result.counting:
+                        neighbour.enter_context(_counting(result.training_core, folder))
                     before = marks and _trained(marks)
                     ingest = measure(side, task, most_s=_MOST_S, patience_s=_PATIENCE_S)
-                    trained_rows_s = None
                     if marks is not None and before is not None:
                         after = _trained(marks)
                         trained_rows_s = (after[0] - before[0]) / max(1e-9, after[1] - before[1])
-                (result.beside if trains else result.alone).append(
-                    Turn(ingest=ingest, trained_rows_s=trained_rows_s)
-                )
+                done.append(Turn(ingest=ingest, trained_rows_s=trained_rows_s))
     return result
 
 
@@ -153,6 +170,20 @@ def _kept_to(cores: list[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _counting(core: int, folder: Path) -> Iterator[None]:
+    """A loop without memory to speak of, on that core, at a job's priority."""
+    command = [sys.executable, "-c", f"import os; os.nice({NICENESS})\nwhile True: pass"]
+    process = Supervised("counting", command, folder / "counting.log", {}, most_restarts=0)
+    process.start()
+    try:
+        psutil.Process(process.pid).cpu_affinity([core])
+        yield
+        process.keep_alive()
+    finally:
+        process.stop()
 
 
 @contextlib.contextmanager
