@@ -12,21 +12,33 @@ from faust.cli.faust import cli
 from infra.kafka.cluster import find_cluster
 from infra.settings import Settings
 
-# How long memory that is free is kept for what comes next.
+# How long Polars keeps memory that is free for what comes next, and how many pools of it there are.
 _KEPT_MS = 10_000
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+_MOST_POOLS = 4
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ARENAS = 2
+_MAPPED_BYTES, _KEPT_BYTES = 4 * 2**20, 64 * 2**20
 
 
-def share_arenas() -> None:
-    """Let all threads take memory from a few arenas of glibc's: what one lets go of, another can take.
+def spare_memory() -> None:
+    """Have glibc's malloc keep little of what is free.
 
-    By itself each thread has one of its own, and a chunk is fetched by one thread and let go of by another.
-    Does nothing where MALLOC_ARENA_MAX says otherwise, or malloc is not glibc's.
+    All threads take memory from a few arenas: by itself each has one of its own, and a chunk is fetched by
+    one thread and let go of by another. And what is as large as an answer to a fetch is always mapped, and
+    given back at once: by itself malloc soon takes such from an arena, too, and leaves holes there.
+
+    Does nothing where the environment (`MALLOC_ARENA_MAX`, `MALLOC_MMAP_THRESHOLD_`) says otherwise, or
+    malloc is not glibc's.
     """
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        if "MALLOC_ARENA_MAX" not in os.environ:
+            mallopt(_M_ARENA_MAX, _ARENAS)
+        if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+            mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+            # Which would else be no more than 128 KiB from now on.
+            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
@@ -34,12 +46,15 @@ def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
 
     Any further arguments are Faust's own.
     """
-    share_arenas()
+    spare_memory()
     if settings.worker.polars_threads is not None:  # read when Polars computes for the first time
         os.environ["POLARS_MAX_THREADS"] = str(settings.worker.polars_threads)
     # By itself Polars gives memory back after half a second, and takes it again page by page for the next
-    # batch: a tenth of a worker's time. Read when Polars is imported.
-    os.environ.setdefault("_RJEM_MALLOC_CONF", f"dirty_decay_ms:{_KEPT_MS},muzzy_decay_ms:{_KEPT_MS}")
+    # batch: a tenth of a worker's time. And it has four pools for each core, each of which keeps its own.
+    # Read when Polars is imported.
+    pools = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, _MOST_POOLS)
+    kept = f"narenas:{pools},dirty_decay_ms:{_KEPT_MS},muzzy_decay_ms:{_KEPT_MS}"
+    os.environ.setdefault("_RJEM_MALLOC_CONF", kept)
     connection = find_cluster(settings)
     if connection is not None:
         os.environ["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
