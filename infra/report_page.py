@@ -162,6 +162,16 @@ def _decisions(decisions: Mapping[str, Any]) -> str:
     said = (
         f"<h2>Decisions</h2><p>Live: {yes} yes of {live} windows. Edited: {yes_edited} yes of {edited}.</p>"
     )
+    if any(decisions["answers"]):
+        (answers, answers_edited), (labelled, labelled_edited) = decisions["answers"], decisions["labelled"]
+        said += (
+            f"<p>Answers of the live model, with their label: live {labelled:,} of {answers:,}, "
+            f"edited {labelled_edited:,} of {answers_edited:,}.</p>"
+        )
+    if decisions["unsaid"]:
+        unsaid = [[u[k] for k in ("condition", "live", "edited", "reason")] for u in decisions["unsaid"]]
+        columns = ("condition", "live windows", "edited windows", "reason, the last time")
+        said += _table("Could not say", columns, unsaid)
     if not decisions["differing"]:
         return said
     rows = [

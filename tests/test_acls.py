@@ -11,7 +11,7 @@ from pathlib import Path
 from infra.kafka.acls import Acl, acls
 from schemas import topics
 from streams.announce.outbox import OUTBOX_TOPICS
-from streams.live.assessor import FOLLOWED as HEARD
+from streams.live.judge import FOLLOWED as HEARD
 from trainers.bulletin import FOLLOWED
 
 TIDEMILL = Path(sys.executable).with_name("tidemill")

@@ -11,11 +11,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import polars as pl
 import pytest
 from aiokafka import AIOKafkaProducer
+from msgspec.structs import replace as struct_replace
 
 from infra.command.lab import at_ms
 from infra.kafka import EmbeddedBroker
@@ -23,21 +25,27 @@ from infra.kafka.connection import Connection
 from infra.push.source import FileUnreadable
 from infra.report_page import page
 from infra.scaffold import write
+from schemas import examples
+from schemas.contract import Announcement
+from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration
+from schemas.job import JobRequested, JobSucceeded
+from schemas.prediction import Predictions
 from streams.clean import between, cap, dedupe, one_of
 from streams.lab.against import load_against
 from streams.lab.compare import Report, SourceDifference
 from streams.lab.recorded import Feed, Recorded, from_cluster, from_files
 from streams.lab.trial import attempt
 from streams.load import load_pipeline
-from streams.pipeline import Pipeline, Source
+from streams.pipeline import Labels, Pipeline, Source
 from streams.tag import Tag
 from streams.training import Training, last
 from streams.transport.frame import Frame
-from streams.trigger import every, rows
+from streams.trigger import bias, cost, every, quality, rows
 from streams.window import Tumbling
 from tests.conftest import CreateTopic
 from tests.stream_fixtures import Reading, heartbeat_headers
+from tests.test_announce import Truth
 
 START_MS = 1_600_000_000_000
 MINUTE_MS = 60_000
@@ -292,7 +300,7 @@ async def test_a_clusters_records_come_by_partition_in_order_within_the_span(
             name, None, key=b"h", partition=1, timestamp_ms=START_MS + 300_000, headers=headers
         )
     connection = Connection(bootstrap_servers=kafka.bootstrap_servers)
-    span = {"from_ms": START_MS + 100_000, "to_ms": START_MS + 200_000}
+    span: dict[str, Any] = {"from_ms": START_MS + 100_000, "to_ms": START_MS + 200_000}
     async with from_cluster(connection, [name], **span) as recorded:
         assert recorded.records == 100
         frames = await frames_of(recorded, 40)
@@ -302,9 +310,119 @@ async def test_a_clusters_records_come_by_partition_in_order_within_the_span(
         assert recorded.partitions == {(name, 0), (name, 1), (name, 2)}
     assert sum(map(len, frames)) == 301
     assert [h for f in frames for h in f.headers.values()] == [tuple(headers)]
+    # Announcements are read with them, each topic from a time of its own, and hold no window open.
+    said = await create_topic("said", settings={"message.timestamp.type": "CreateTime"})
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as producer:
+        for n in range(20):
+            await producer.send(said, b"{}", partition=0, timestamp_ms=START_MS + n * 10_000)
+    for since_ms, count in ((None, 20), (span["from_ms"], 10)):
+        async with from_cluster(
+            connection, [name], **span, beside={said: since_ms, "nowhere": None}
+        ) as recorded:
+            batches = [b async for b in recorded.batches(rows=40, idle_after_ms=10_000)]
+        heard = [frame for b in batches for frame in b.frames if frame.topic == said]
+        assert sum(map(len, heard)) == count
+        assert sum(b.rows for b in batches) == 100 + count
+        assert {p[0] for b in batches for p in b.idle} == {name}
     with pytest.raises(InvalidConfiguration, match="not on the cluster"):
         async with from_cluster(connection, ["nowhere"]):
             pass
+
+
+# The live model.
+
+HOURS, GOOD_HOURS = 10, 6
+
+
+def told_by(announcement: Announcement) -> tuple[bytes, bytes, list[dict[str, object]]]:
+    key, value, headers = wrap(announcement, source="/test", time_ms=1).record()
+    return key or b"", value, [{"key": name, "value": said} for name, said in headers]
+
+
+def records(file: Path, said: Iterable[tuple[int, Announcement]]) -> Path:
+    """An archive of announcements, each with the minute in which it was appended."""
+    rows = [
+        (0, n, START_MS + at * MINUTE_MS, *told_by(announcement)) for n, (at, announcement) in enumerate(said)
+    ]
+    names = ["partition", "offset", "timestamp_ms", "key", "value", "headers"]
+    header = pl.List(pl.Struct({"key": pl.String, "value": pl.Binary}))
+    schema = [pl.Int32, pl.Int64, pl.Int64, pl.Binary, pl.Binary, header]
+    pl.DataFrame(rows, schema=dict(zip(names, schema, strict=True)), orient="row").write_parquet(file)
+    return file
+
+
+def answered(hours: int) -> Iterable[tuple[int, Announcement]]:
+    """Ten readings an answer; sure of the truth for some hours, then of its contrary."""
+    for first in range(0, hours * 60, 10):
+        own = range(first, first + 10)
+        yield (
+            first + 10,
+            Predictions(
+                service="gate", name="tried", version=3, sha256="0" * 64, features_id=f"f/{first}",
+                keys=[f"r{n}" for n in own], times_ms=[START_MS + n * MINUTE_MS for n in own],
+                scores=[0.8 if (n // 2 % 2 == 1) == (n < GOOD_HOURS * 60) else 0.2 for n in own],
+                newest_event_ms=0, answered_ms=1,
+            ),
+        )  # fmt: skip
+
+
+def trained() -> Iterable[tuple[int, Announcement]]:
+    job = next(each for each in examples.announced() if isinstance(each, JobRequested))
+    done = next(each for each in examples.announced() if isinstance(each, JobSucceeded))
+    asked = struct_replace(job.experiment, pipeline="tried", purpose="challenger")
+    yield 0, struct_replace(job, job_id="j", experiment=asked)
+    yield 1, struct_replace(done, job_id="j", train_s=2.0)
+
+
+async def test_triggers_on_the_live_model_see_what_services_answered_and_say_why_when_they_cannot(
+    tmp_path: Path,
+) -> None:
+    looks = (
+        quality(baseline=2, minimum_rows=20)
+        | bias("note", of="error", baseline=2, minimum_rows=5)
+        | cost(per_loss=1, per_training_second=1e9, over="1d", baseline=2, minimum_rows=20)
+    )
+    truth = Labels(Source("truth", schema=Truth, event_time="came", key="id"), column="outcome", within="1h")
+    live = pipeline(labels=truth, clean=[], train_when=looks)
+    edited = replace(live, train_when=every(windows=100))
+    minutes = range(HOURS * 60)
+    came = [{"id": f"r{n}", "came": START_MS + (n + 5) * MINUTE_MS, "outcome": n // 2 % 2} for n in minutes]
+    raw = {
+        "readings": archive(
+            tmp_path / "r.parquet", [(0, n, START_MS + n * MINUTE_MS, reading(n)) for n in minutes]
+        ),
+        "truth": archive(tmp_path / "t.parquet", [(0, n, each["came"], each) for n, each in enumerate(came)]),
+    }
+    said = {
+        "tidemill.predictions": records(tmp_path / "p.parquet", answered(HOURS)),
+        "tidemill.jobs": records(tmp_path / "j.parquet", trained()),
+    }
+    report = await report_of(live, edited, from_files(live, raw | said), tmp_path / "judged")
+    decided = report.decisions
+    assert report.events == 2 * len(minutes), "answers are no events"
+    assert (decided.answers, decided.labelled) == ((HOURS * 60, 0), (HOURS * 60, 0))
+    yes = sorted(d.window.start_ms for d in decided.differing if d.live == "yes")
+    worse_ms = START_MS // 3_600_000 * 3_600_000 + GOOD_HOURS * 3_600_000
+    assert worse_ms <= yes[0] <= worse_ms + 2 * 3_600_000, "it is found as soon as its labels are there"
+    assert len(yes) == decided.yes[0] >= 2
+    assert all("quality()" in d.reason for d in decided.differing if d.live == "yes"), decided.differing
+    # No part says no before it has a baseline, and then each says something, the training's cost known.
+    unsaid = {each.condition: each for each in decided.unsaid}
+    assert unsaid.keys() == {"quality()", "bias('note', of=error)", "cost(over=1d)"}
+    assert {(each.live, each.edited) for each in unsaid.values()} == {(unsaid["quality()"].live, 0)}
+    assert 2 <= unsaid["quality()"].live <= 5
+    drawn = page(msgspec.to_builtins(report, str_keys=True), title="tried")
+    assert "Could not say" in drawn
+    assert f"live {HOURS * 60:,} of {HOURS * 60:,}" in drawn
+    # Nobody answered: each part says so for each window, and none is a silent no.
+    report = await report_of(live, live, from_files(live, raw), tmp_path / "unheard")
+    windows = report.decisions.windows[0]
+    assert [(u.live, u.edited, u.reason) for u in report.decisions.unsaid] == [
+        (windows, windows, "not evaluated: no answer of a live model is known yet")
+    ] * 3
+    assert report.decisions.yes == (0, 0)
+    with pytest.raises(FileUnreadable, match="no archive of records"):
+        from_files(live, {"tidemill.predictions": as_file(tmp_path / "p.ndjson", [{"a": 1}])})
 
 
 # What it is held against.

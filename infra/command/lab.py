@@ -20,6 +20,7 @@ from rich.table import Table
 from infra.command.app import answers, app, console, settings
 from infra.settings import Settings
 from schemas.errors import InvalidConfiguration
+from schemas.topics import JOBS, PREDICTIONS
 
 if TYPE_CHECKING:
     from streams.lab.compare import Report
@@ -69,11 +70,14 @@ def try_rules(
     """Run edited rules over past raw events and show what they would change. Writes nothing live.
 
     From a cluster, --from and --to are about when records were appended; of files of events, event times.
+    Triggers on the live model see what services answered in that time, and take each version's first windows
+    in it for the baseline; with files, --file tidemill.predictions=ARCHIVE gives the answers.
     """
     from streams.check.pipeline import refuse_mistakes
     from streams.decode.schema_registry import writers_for
     from streams.lab.against import load_against
     from streams.lab.trial import attempt
+    from streams.live.judge import is_judged
     from streams.load import load_pipeline
 
     configured = settings()
@@ -81,9 +85,11 @@ def try_rules(
     edited = load_pipeline(pipeline)
     refuse_mistakes(edited.pipeline)
     topics = list(dict.fromkeys([*live.pipeline.sources(), *edited.pipeline.sources()]))
+    judged = any(is_judged(each.pipeline) for each in (live, edited))
 
     async def run(home: Path) -> Report:
-        async with recorded(configured, edited.pipeline, topics, file or [], from_, to) as records:
+        span = file or [], from_, to
+        async with recorded(configured, edited.pipeline, topics, *span, judged=judged) as records:
             with counting(records.records) as (bar, task):
                 return await attempt(
                     live.pipeline,
@@ -242,8 +248,10 @@ async def recorded(
     from_: str | None,
     to: str | None,
     positions: Mapping[tuple[str, int], int] | None = None,
+    *,
+    judged: bool = False,
 ) -> AsyncIterator[Recorded]:
-    """The records that a command line means.
+    """The records that a command line means; `judged`: also what services answered and trainings took.
 
     Raises:
         InvalidConfiguration: a time or a file is not written so, or no cluster is there.
@@ -255,7 +263,10 @@ async def recorded(
     if None not in span.values() and span["from_ms"] >= span["to_ms"]:  # type: ignore[operator]
         raise InvalidConfiguration(f"--from {from_} is not before --to {to}")
     if not files:
-        async with from_cluster(connected(configured), topics, **span, positions=positions) as found:
+        # Of trainings the newest count, however old: those topics are short.
+        beside = {PREDICTIONS.name: span["from_ms"], JOBS.name: None} if judged else {}
+        cluster = connected(configured)
+        async with from_cluster(cluster, topics, **span, positions=positions, beside=beside) as found:
             yield found
         return
     named: dict[str, Path] = {}
@@ -364,6 +375,16 @@ def _show_decisions(report: Report) -> None:
             f"edited {decided.yes[1]} of {decided.windows[1]}",
             highlight=False,
         )
+    if any(decided.answers):
+        answers.print(
+            f"answers of the live model, with their label: live {decided.labelled[0]:,} of "
+            f"{decided.answers[0]:,}, edited {decided.labelled[1]:,} of {decided.answers[1]:,}",
+            highlight=False,
+        )
+    if decided.unsaid:
+        rows = [(u.condition, u.live, u.edited, u.reason) for u in decided.unsaid]
+        columns = ("condition", "live windows", "edited windows", "reason, the last time")
+        answers.print(_table("could not say", columns, rows[:_MOST_LINES]))
     if decided.differing:
         rows = [(d.name, d.live or "none", d.edited or "none", d.reason) for d in decided.differing]
         answers.print(_table("decided otherwise", ("window", "live", "edited", "reason"), rows[:_MOST_LINES]))

@@ -97,7 +97,7 @@ class SourceDifference(Struct, frozen=True, kw_only=True):
 
 
 class WindowDifference(Struct, frozen=True, kw_only=True):
-    """A window that the trigger decided otherwise."""
+    """A window that the trigger decided otherwise; `reason` is that of either side which decided on it."""
 
     window: Window
     name: str
@@ -106,12 +106,29 @@ class WindowDifference(Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Unsaid(Struct, frozen=True, kw_only=True):
+    """A part of the trigger that could not say: of how many windows on either side, and why the last time."""
+
+    condition: str
+    live: int
+    edited: int
+    reason: str
+
+
 class Decisions(Struct, frozen=True, kw_only=True):
-    """How the trigger answered on either side."""
+    """How the trigger answered on either side, each field [live, edited].
+
+    Attributes:
+        answers, labelled: of the live model, as either side's trigger has counted them; labels are its own
+            rows. 0 where it does not look at them.
+    """
 
     windows: tuple[int, int] = (0, 0)
     yes: tuple[int, int] = (0, 0)
     differing: list[WindowDifference] = field(default_factory=list)
+    unsaid: list[Unsaid] = field(default_factory=list)
+    answers: tuple[int, int] = (0, 0)
+    labelled: tuple[int, int] = (0, 0)
 
 
 class Report(Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from infra.push.source import FileUnreadable, open_source
 from schemas.errors import InvalidConfiguration
 from streams.decode.columns import schema_of
 from streams.ledger.commit import Partition
+from streams.live.judge import FOLLOWED
 from streams.pipeline import Pipeline, Source
 from streams.transport.frame import Frame, Headers
 
@@ -42,12 +43,14 @@ class Feed:
 
     `order_ms` never falls: when a record came, or where nobody knows, its event time. `stamps_ms` is when it
     was appended, at the latest. `next` is the offset behind the last that was handed out; `end` the one
-    behind the feed's last record, once that is known.
+    behind the feed's last record, once that is known. `is_source` is False of announcements: no window waits
+    for them.
     """
 
     partition: Partition
     next: int
     end: int | None = None
+    is_source: bool = True
     offsets: list[int] = field(default_factory=list)
     values: list[bytes | None] = field(default_factory=list)
     keys: list[bytes | None] = field(default_factory=list)
@@ -165,15 +168,16 @@ class Recorded:
                 if frame is not None:
                     frames.append(frame)
                     left -= len(frame)
-                    if len(frame):
+                    if len(frame) and feed.is_source:
                         last = feed.partition
-            front_ms = max(feed.handed_ms for feed in self.feeds) if self.feeds else 0
+            sources = [feed for feed in self.feeds if feed.is_source]
+            front_ms = max((feed.handed_ms for feed in sources), default=0)
             idle = {
                 feed.partition: feed.next
-                for feed in self.feeds
+                for feed in sources
                 if feed.is_over or (feed.offsets and feed.order_ms[0] > front_ms + idle_after_ms)
             }
-            if len(idle) == len(self.feeds) and last is not None:
+            if len(idle) == len(sources) and last is not None:
                 # Whoever spoke last carries the watermark, as live.
                 idle.pop(last, None)
             # A partition that moved on in this very batch rests anew behind it.
@@ -193,12 +197,14 @@ async def from_cluster(
     from_ms: int | None = None,
     to_ms: int | None = None,
     positions: Mapping[Partition, int] | None = None,
+    beside: Mapping[str, int | None] | None = None,
 ) -> AsyncIterator[Recorded]:
     """Raw records of a cluster, by when they were appended; to where the topics end now.
 
     Args:
         from_ms, to_ms: records appended in [from_ms, to_ms), epoch ms; None: all that there are.
         positions: where to go on instead, by partition.
+        beside: topics of announcements that are read with them, where they are there, each from that time on.
 
     Raises:
         InvalidConfiguration: a topic is not there, or a position has expired.
@@ -208,7 +214,10 @@ async def from_cluster(
         raise InvalidConfiguration(
             f"topic {missing[0]} is not on the cluster; has anything been pushed to it?"
         )
-    partitions = [TopicPartition(topic, number) for topic in topics for number in range(there[topic])]
+    said = {topic: since for topic, since in (beside or {}).items() if topic in there}
+    partitions = [
+        TopicPartition(topic, number) for topic in (*topics, *said) for number in range(there[topic])
+    ]
     consumer = AIOKafkaConsumer(
         **connection.client_arguments(),
         enable_auto_commit=False,
@@ -220,16 +229,21 @@ async def from_cluster(
     try:
         consumer.assign(partitions)
         firsts, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
-        starts = {**firsts} if from_ms is None else await _offsets_at(consumer, partitions, from_ms, ends)
+        starts: dict[TopicPartition, int] = {**firsts}
+        for since_ms in {from_ms, *said.values()}:
+            asked = [tp for tp in partitions if said.get(tp.topic, from_ms) == since_ms]
+            if since_ms is not None and asked:
+                starts |= await _offsets_at(consumer, asked, since_ms, ends)
         ends = ends if to_ms is None else await _offsets_at(consumer, partitions, to_ms, ends)
         feeds = []
         for tp in partitions:
-            start = (positions or {}).get((tp.topic, tp.partition), starts[tp])
+            start: int = (positions or {}).get((tp.topic, tp.partition), starts[tp])
             if start < firsts[tp]:
                 raise InvalidConfiguration(
                     f"{tp.topic}/{tp.partition}: records from offset {start} to {firsts[tp] - 1} have expired"
                 )
-            feeds.append(Feed((tp.topic, tp.partition), start, start if start >= ends[tp] else None))
+            over_at = start if start >= ends[tp] else None
+            feeds.append(Feed((tp.topic, tp.partition), start, over_at, is_source=tp.topic not in said))
             consumer.seek(tp, start)
         total = sum(max(0, ends[tp] - feed.next) for tp, feed in zip(partitions, feeds, strict=True))
 
@@ -278,6 +292,7 @@ def from_files(
     their event times, and were appended by when the file was last written.
 
     Args:
+        files: by topic; beside the sources' also an archive of what services answered and trainers said.
         from_ms, to_ms: records in [from_ms, to_ms): by their timestamps in an archive, else by event time.
 
     Raises:
@@ -288,15 +303,15 @@ def from_files(
     feeds, known = [], pipeline.sources()
     total: int | None = 0
     for topic, file in files.items():
-        if topic not in known:
+        if topic not in known and topic not in FOLLOWED:
             raise InvalidConfiguration(
                 f"pipeline {pipeline.name} has no source {topic}; write --file TOPIC=PATH, one of "
                 f"{', '.join(known)}"
             )
-        for partition, read in _parted(known[topic], file).items():
-            feeds.append(Feed((topic, partition), 0))
+        for partition, read in _parted(known.get(topic), file).items():
+            feeds.append(Feed((topic, partition), 0, is_source=topic in known))
             chunks[topic, partition] = read
-        counted = open_source(file, (known[topic].schema,)).rows
+        counted = open_source(file, (known[topic].schema,) if topic in known else ()).rows
         total = None if total is None or counted is None else total + counted
     first_ms, end_ms = -_EVER_MS if from_ms is None else from_ms, _EVER_MS if to_ms is None else to_ms
 
@@ -318,15 +333,17 @@ def from_files(
     return Recorded(feeds, fill, total)
 
 
-def _parted(source: Source, file: Path) -> dict[int, Iterator[Sequence[tuple[Any, ...]]]]:
+def _parted(source: Source | None, file: Path) -> dict[int, Iterator[Sequence[tuple[Any, ...]]]]:
     """Chunks of (offset, value, key, headers, stamp, order) by partition."""
-    opened = open_source(file, (source.schema,))
+    opened = open_source(file, () if source is None else (source.schema,))
     if file.suffix.lower() == ".parquet":
         schema = pl.scan_parquet(file, glob=False).collect_schema()
-        if schema.get("value") == pl.Binary() and "value" not in schema_of(source.schema):
+        if schema.get("value") == pl.Binary() and (source is None or "value" not in schema_of(source.schema)):
             scanned = _archive(pl.scan_parquet(file, glob=False), schema)
             numbers = scanned.select("partition").unique().collect().get_column("partition").sort().to_list()
             return {n: _records(scanned.filter(pl.col("partition") == n)) for n in numbers}
+    if source is None:
+        raise FileUnreadable(f"{file} is no archive of records: a Parquet file with a binary column value")
     written_ms = int((time.time() if str(file) == "-" else file.stat().st_mtime) * 1000)
     return {0: _events(source, opened.chunks(), written_ms)}
 

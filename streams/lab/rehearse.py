@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import polars as pl
 
 from infra.dataset import Dataset
@@ -21,6 +22,8 @@ from streams.closing import closing
 from streams.decode.avro import Writers
 from streams.ingest import Counts, Ingest, Prepared, dataset_schema
 from streams.ledger.commit import Advance, Ledger, Partition
+from streams.live.judge import Judge, is_judged
+from streams.live.tally import JUDGED, Assessment
 from streams.pipeline import Pipeline
 from streams.streak import Streaks
 from streams.summary.profiling import beginning
@@ -59,7 +62,8 @@ class Rehearsal:
     Args:
         uri: folder of the dataset; made if it is not there.
         partitions: all that will be read: the watermark waits for each, until it is idle.
-        announce: fold the commits into announcements, too; only from the dataset's beginning on.
+        announce: fold the commits into announcements, too; only from the dataset's beginning on. Then the
+            live model is judged as well, where the trigger looks at it.
         streaks: makes what judges expressions that fail; as a worker's, unless said otherwise.
     """
 
@@ -89,6 +93,47 @@ class Rehearsal:
                 read_rows=Dataset(uri).rows,
                 configuration_sha256=configuration_sha256,
             )
+        self._judge = Judge(pipeline, str(uri)) if announce and is_judged(pipeline) else None
+
+    @property
+    def judges(self) -> bool:
+        """Whether it counts how a live model's answers fare."""
+        return self._judge is not None
+
+    def hear(self, frames: Sequence[Frame]) -> None:
+        """Take in records of `FOLLOWED` topics; passed over where nobody judges."""
+        if self._judge is None:
+            return
+        for frame in frames:
+            partition = _of(frame)
+            for index, (offset, key, value) in enumerate(
+                zip(frame.offsets, frame.keys, frame.values, strict=True)
+            ):
+                headers = [(name, said or b"") for name, said in frame.headers.get(index, ())]
+                self._judge.hear(partition, offset, key, value, headers)
+            self._judge.next[partition] = frame.next
+
+    def assess(self) -> Assessment | None:
+        """Count what was answered and labelled since, as a commit without rows; None of nothing."""
+        watermark_ms = self.ledger.pipeline_watermark()
+        if self._judge is None or self._fold is None or watermark_ms is None:
+            return None
+        settled = self._judge.settle(watermark_ms)
+        said = self._judge.assessment(settled)
+        if said is None:
+            return None
+        metadata = {
+            "offsets": {},
+            "watermark_ms": watermark_ms,
+            "committed_ms": int(time.time() * 1000),
+            JUDGED: msgspec.to_builtins(said),
+        }
+        version = self.ledger.commit(
+            self.ingest.empty(), advances={}, watermarks={}, metadata=metadata, marks=(JUDGED,)
+        )
+        self._fold.apply(Commit(version, metadata, {}))
+        self._judge.counted(settled)
+        return said
 
     def position(self, partition: Partition) -> int | None:
         """Next offset of a partition; None where nothing of it was read."""
@@ -142,7 +187,10 @@ class Rehearsal:
         )
         self.ingest.settle(prepared)
         commit = Commit(version, account, prepared.by_source)
-        return Turn(commit, prepared, [] if self._fold is None else self._fold.apply(commit))
+        announced = [] if self._fold is None else self._fold.apply(commit)
+        if self._judge is not None:
+            self._judge.take(commit)
+        return Turn(commit, prepared, announced)
 
     def _stand_by(self) -> None:
         stand_by(self.ledger, self.ingest, self.partitions)

@@ -12,14 +12,18 @@ from schemas.decision import Decision
 from schemas.envelope import unwrap
 from schemas.topics import DECISIONS
 from streams.decode.avro import Writers
-from streams.lab.compare import Decisions, Report, WindowDifference, differences
+from streams.lab.compare import Decisions, Report, Unsaid, WindowDifference, differences
 from streams.lab.cost import Cost, costs
 from streams.lab.recorded import Batch, Recorded
 from streams.lab.rehearse import Rehearsal
+from streams.live.judge import FOLLOWED
 from streams.pipeline import Pipeline
 from streams.transport.frame import Frame
 
 _COST_EVENTS = 20_000
+# Live, answers are counted once a second; a trigger that looks at them must not meet them all at once.
+_JUDGED_BATCHES = 400
+_LEAST_ROWS = 50
 _ROUNDS = 3
 
 
@@ -27,9 +31,12 @@ _ROUNDS = 3
 class _Side:
     rehearsal: Rehearsal
     decisions: dict[str, Decision] = field(default_factory=dict)
+    answers: int = 0
+    labelled: int = 0
 
     def take(self, batch: Batch) -> None:
         own = self.rehearsal.pipeline.sources()
+        self.rehearsal.hear([frame for frame in batch.frames if frame.topic in FOLLOWED])
         turn = self.rehearsal.take(
             [frame for frame in batch.frames if frame.topic in own],
             idle={p: at for p, at in batch.idle.items() if p[0] in own},
@@ -39,6 +46,11 @@ class _Side:
                 decision = unwrap(each.envelope)
                 assert isinstance(decision, Decision)
                 self.decisions[str(decision.window)] = decision
+        # Behind its windows, as live: what is decided next knows of it.
+        said = self.rehearsal.assess()
+        for pane in said.panes if said is not None else ():
+            self.answers += pane.whole.answers
+            self.labelled += pane.whole.labelled
 
 
 async def attempt(
@@ -55,6 +67,8 @@ async def attempt(
     progress: Callable[[int], object] = lambda _: None,
 ) -> Report:
     """Run both over the records; the report of their differences.
+
+    What services answered is counted as live, where it is among the records and a trigger looks at it.
 
     Args:
         home: a folder for what both make; whoever gives it deletes it.
@@ -77,16 +91,20 @@ async def attempt(
         )
         for pipeline, which in ((live, "live"), (edited, "edited"))
     ]
+    if recorded.records is not None and any(side.rehearsal.judges for side in sides):
+        batch_rows = min(batch_rows, max(_LEAST_ROWS, recorded.records // _JUDGED_BATCHES))
     sample: list[Frame] = []
-    sampled = events = 0
+    sampled = events = passed = 0
     async for batch in recorded.batches(rows=batch_rows, idle_after_ms=idle_after_ms):
         for side in sides:
             await asyncio.to_thread(side.take, batch)
-        events += batch.rows
+        raw = [frame for frame in batch.frames if frame.topic not in FOLLOWED]
+        events += sum(map(len, raw))
+        passed += batch.rows
         if sampled < _COST_EVENTS:
-            sample += batch.frames
-            sampled += batch.rows
-        progress(events)
+            sample += raw
+            sampled += sum(map(len, raw))
+        progress(passed)
     found = await asyncio.to_thread(differences, ((live, home / "live"), (edited, home / "edited")))
     cost = await asyncio.to_thread(_costs, {"live": live, "edited": edited}, sample, writers)
     return Report(
@@ -96,7 +114,7 @@ async def attempt(
         read=read,
         events=events,
         sources=found,
-        decisions=_decided(*(side.decisions for side in sides)),
+        decisions=_decided(*sides),
         costs=cost,
         seconds=time.perf_counter() - began,
     )
@@ -120,24 +138,43 @@ def _of(pipeline: Pipeline, frames: Sequence[Frame]) -> list[Frame]:
     return [frame for frame in frames if frame.topic in pipeline.sources()]
 
 
-def _decided(live: dict[str, Decision], edited: dict[str, Decision]) -> Decisions:
+def _decided(one: _Side, two: _Side) -> Decisions:
+    live, edited = one.decisions, two.decisions
     differing = []
     for name in sorted(live.keys() | edited.keys()):
-        one, other = live.get(name), edited.get(name)
-        if one is None or other is None or one.verdict != other.verdict:
-            said = other or one
-            assert said is not None
+        first, other = live.get(name), edited.get(name)
+        if first is None or other is None or first.verdict != other.verdict:
+            said = {side: each for side, each in (("live", first), ("edited", other)) if each is not None}
             differing.append(
                 WindowDifference(
-                    window=said.window,
+                    window=next(iter(said.values())).window,
                     name=name,
-                    live="" if one is None else one.verdict,
+                    live="" if first is None else first.verdict,
                     edited="" if other is None else other.verdict,
-                    reason=said.reason,
+                    reason="; ".join(f"{side}: {each.reason}" for side, each in said.items()),
                 )
             )
     return Decisions(
         windows=(len(live), len(edited)),
         yes=tuple(sum(d.verdict == "yes" for d in side.values()) for side in (live, edited)),  # type: ignore[arg-type]
         differing=differing,
+        unsaid=_unsaid(live, edited),
+        answers=(one.answers, two.answers),
+        labelled=(one.labelled, two.labelled),
     )
+
+
+def _unsaid(*sides: dict[str, Decision]) -> list[Unsaid]:
+    """Conditions that could not say, with the reason of the newest window where each could not."""
+    found: dict[str, list[int]] = {}
+    reasons: dict[str, str] = {}
+    for i, side in enumerate(sides):
+        for decision in sorted(side.values(), key=lambda each: each.window):
+            for part in decision.evaluations:
+                if not part.evaluated:
+                    found.setdefault(part.condition, [0, 0])[i] += 1
+                    reasons[part.condition] = part.reason
+    return [
+        Unsaid(condition=name, live=live, edited=edited, reason=reasons[name])
+        for name, (live, edited) in found.items()
+    ]

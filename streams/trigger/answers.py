@@ -2,7 +2,7 @@
 
 Each holds the live version against its own first windows: a model that is bad from its beginning is the
 gate's to refuse. What they see is counted in the dataset's log (`streams.live`), so the same decision comes
-of it whoever makes it. Where nobody answers, as in `tidemill try`, they cannot say.
+of it whoever makes it. Where nobody answers they cannot say.
 """
 
 from __future__ import annotations
@@ -331,8 +331,6 @@ def error_bias(
     labelled: float,
 ) -> Condition:
     """See `bias(column, of="error")`."""
-    if windows < 1:
-        raise InvalidPipeline(here(), f"bias: windows={windows}; at least the newest one is judged")
     return ErrorBias(
         text=f"bias({column!r}, of=error)",
         what="slice",
@@ -342,7 +340,7 @@ def error_bias(
         minimum_rows=minimum_rows,
         column=column,
         windows=windows,
-        baseline=_baseline("bias", baseline, labelled, minimum_rows),
+        baseline=_baseline("bias", baseline, labelled, minimum_rows, newest=windows),
     )
 
 
@@ -382,8 +380,6 @@ def cost(
             here(),
             "cost: per_loss must be above 0, and per_training_second not below; name what each is worth",
         )
-    if windows < 1:
-        raise InvalidPipeline(here(), f"cost: windows={windows}; at least the newest one is judged")
     return WorthIt(
         text=f"cost(over={over})",
         per_loss=per_loss,
@@ -391,11 +387,14 @@ def cost(
         over_ms=to_ms(over),
         windows=windows,
         alpha=alpha,
-        baseline=_baseline("cost", baseline, labelled, minimum_rows),
+        baseline=_baseline("cost", baseline, labelled, minimum_rows, newest=windows),
     )
 
 
-def _baseline(name: str, windows: int, labelled: float, minimum_rows: int) -> Baseline:
+def _baseline(name: str, windows: int, labelled: float, minimum_rows: int, *, newest: int = 1) -> Baseline:
+    """What a condition holds its `newest` windows against, once all of it can be."""
+    if newest < 1:
+        raise InvalidPipeline(here(), f"{name}: windows={newest}; at least the newest one is judged")
     if not 2 <= windows <= FIRST_PANES:
         raise InvalidPipeline(
             here(), f"{name}: baseline={windows}; take 2 to {FIRST_PANES} of the first windows"
