@@ -70,7 +70,7 @@ def with_labels(
     return joined if provenance else joined.drop(LABEL_TIME)
 
 
-def contradicted(rows: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.Series:
+def labels_differ(rows: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.Series:
     """Whether two labels that came within `label.within_ms` of a row's event differ: (N,), in their order."""
     came = pl.col(LABEL_TIME) - pl.col("_time")
     said = labels.select(
@@ -85,6 +85,14 @@ def contradicted(rows: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.S
         .filter("_said")
     )
     return at.get_column("_at").is_in(differing.get_column("_at").implode())
+
+
+def labels_before(rows: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.Series:
+    """Whether a label of a row's key is older than its event: (N,), in their order."""
+    said = labels.select(label.key, pl.col("_time").alias(LABEL_TIME), label.column).drop_nulls()
+    oldest = said.group_by(label.key).agg(pl.col(LABEL_TIME).min())
+    joined = rows.select(label.key, "_time").join(oldest, on=label.key, how="left", maintain_order="left")
+    return joined.select((pl.col(LABEL_TIME) < pl.col("_time")).fill_null(value=False)).to_series()
 
 
 def examples(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from infra.point_in_time import labels_before, labels_differ
+from schemas.features import Label
 from schemas.lookback import Lookback
 from streams.declared import InvalidPipeline, Place, here
 
@@ -74,11 +76,31 @@ def by_model(name: str, model: str, *, above: float = 0.5) -> ByModel:
 
 
 @dataclass(frozen=True)
-class Contradicted:
-    """Events for whose key two labels came that differ carry `name`, where windows are counted and shown."""
+class OfLabels:
+    """A tag that only labels tell: events carry `name` where windows are counted and shown, rows never do."""
 
     name: str
     place: Place = field(default_factory=here, compare=False)
+
+    def of(self, events: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.Series:
+        """Which events carry it: (N,), in their order."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Contradicted(OfLabels):
+    """Events for whose key two labels came that differ."""
+
+    def of(self, events: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.Series:
+        return labels_differ(events, labels, label)
+
+
+@dataclass(frozen=True)
+class Foretold(OfLabels):
+    """Events whose label is older than they are."""
+
+    def of(self, events: pl.DataFrame, labels: pl.DataFrame, label: Label) -> pl.Series:
+        return labels_before(events, labels, label)
 
 
 def contradicted(name: str = "contradicted") -> Contradicted:
@@ -91,7 +113,16 @@ def contradicted(name: str = "contradicted") -> Contradicted:
     return Contradicted(name)
 
 
-Tagging = Tag | Slice | Behind | ByModel | Contradicted
+def foretold(name: str = "foretold") -> Foretold:
+    """Tag events whose label came before them: suspected leakage, since a feature may have seen the answer.
+
+    Counted as `contradicted` is, of the labels that features may look back to. The gate refuses a training on
+    many such rows as well. `edge_cases("foretold", rows=…)` tells of them window by window.
+    """
+    return Foretold(name)
+
+
+Tagging = Tag | Slice | Behind | ByModel | OfLabels
 
 
 def tag_names(tagging: Sequence[Tagging]) -> list[str]:

@@ -12,7 +12,7 @@ from schemas.window import Window
 from streams.check.pipeline import problems as of_pipeline
 from streams.check.trigger import trigger as mistakes
 from streams.summary.profiling import profiling
-from streams.tag import Slice, Tag, contradicted, tags
+from streams.tag import Slice, Tag, contradicted, foretold, tags
 from streams.trigger import History, Look, edge_cases, every
 from tests.test_announce import PIPELINE
 from tests.test_trigger import closed
@@ -61,10 +61,10 @@ def test_more_tags_than_are_told_apart_at_once_keep_their_order() -> None:
     assert tagged(rows, *tagging) == expected
 
 
-def test_events_whose_labels_differ_are_counted_as_contradicted_and_the_first_label_stays() -> None:
-    # a: two that differ; b: said twice; c: the other came too late; d: one said nothing; e: one.
+def test_events_whose_labels_differ_are_counted_as_contradicted_and_those_older_than_it_as_foretold() -> None:
+    # a: two that differ; b: said twice; c: the other came too late; d: one said nothing; e: one, too early.
     said = [("a", 10, 1.0), ("a", 20, 0.0), ("b", 10, 1.0), ("b", 11, 1.0), ("c", 10, 0.0), ("c", 9_000, 1.0),
-            ("d", 10, 1.0), ("d", 11, None), ("e", 10, 0.0)]  # fmt: skip
+            ("d", 10, 1.0), ("d", 11, None), ("e", 3, 0.0)]  # fmt: skip
 
     def placed(rows: pl.DataFrame, source: str) -> pl.DataFrame:
         return rows.with_columns(
@@ -77,15 +77,14 @@ def test_events_whose_labels_differ_are_counted_as_contradicted_and_the_first_la
 
     events = placed(pl.DataFrame({"id": list("abcde"), "_time": range(5), "at": range(5)}), "events")
     truth = placed(pl.DataFrame(said, schema=["id", "_time", "outcome"], orient="row"), "truth")
-    declared = replace(
-        PIPELINE, tag=[contradicted()], train_when=every(windows=1) | edge_cases("contradicted", rows=2)
-    )
+    watching = every(windows=1) | edge_cases("contradicted", rows=2)
+    declared = replace(PIPELINE, tag=[contradicted(), foretold()], train_when=watching)
     assert not list(mistakes(declared, {}))
     made = profiling(declared, ["id", "at"])
     sources = {"events": events, "truth": truth, "air": pl.DataFrame()}
     shuffled = events.sample(fraction=1, shuffle=True, seed=1)
     (profile,) = made.profiles([Window(0, 5)], shuffled, sources, key=pl.lit(""))
-    assert profile.tags == {"contradicted": 1}
+    assert profile.tags == {"contradicted": 1, "foretold": 1}
     assert profile.label is not None
     assert profile.label.categories == {"1.0": 3, "0.0": 2}, "the first by event time counts"
     window = closed(0)

@@ -20,7 +20,7 @@ from streams.declared import InvalidPipeline, Place, Problem, nearest
 from streams.decode.columns import schema_of
 from streams.load import load_pipeline
 from streams.pipeline import Pipeline, Source
-from streams.tag import LATE, Behind, Contradicted, Slice, Tag
+from streams.tag import LATE, Behind, OfLabels, Slice, Tag
 
 Schema = Mapping[str, Any]
 
@@ -233,7 +233,7 @@ def _tags(pipeline: Pipeline, schema: Schema) -> Iterator[Problem]:
         names.add(each.name)
         if isinstance(each, Tag):
             yield from _tag(each, schema)
-        if isinstance(each, Contradicted) and pipeline.labels is None:
+        if isinstance(each, OfLabels) and pipeline.labels is None:
             yield Problem(each.place, f"tag {each.name!r} is about labels, and there are none; add labels=…")
 
 

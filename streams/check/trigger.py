@@ -9,7 +9,7 @@ from schemas.features import FeatureSpec
 from streams.declared import InvalidPipeline, Place, Problem, nearest
 from streams.mend import Mend
 from streams.pipeline import Pipeline
-from streams.tag import LATE, Contradicted, tag_names
+from streams.tag import LATE, OfLabels, tag_names
 from streams.trigger import All, AtLeast, Condition, all_parts
 from streams.trigger.compare import Comparison
 from streams.trigger.drift import LabelDrift
@@ -80,7 +80,7 @@ def _watched(pipeline: Pipeline, spec: FeatureSpec, part: Condition, schema: Sch
         )
     if isinstance(part, EdgeCases):
         tags = {*tag_names(pipeline.tag), *(tag.name for tag in spec.tags)}
-        tags |= {t.name for t in pipeline.tag if isinstance(t, Contradicted)}
+        tags |= {t.name for t in pipeline.tag if isinstance(t, OfLabels)}
         tags |= {r.tag for r in pipeline.rules(pipeline.source.topic) if isinstance(r, Mend) and r.tag}
         if part.tag == LATE:
             yield Problem(

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import polars as pl
 
 from infra.lookback import lookback_tags
-from infra.point_in_time import compute, contradicted, with_labels
+from infra.point_in_time import compute, with_labels
 from infra.row_order import in_order
 from schemas.features import FeatureSpec
 from schemas.profile import Profile
 from schemas.window import Window
 from streams.pipeline import Pipeline
 from streams.summary.profile import profile_of
-from streams.tag import Contradicted, Slice
+from streams.tag import OfLabels, Slice
 from streams.trigger import History, watched_by
 
 _BEHIND = "_behind"
@@ -25,8 +25,8 @@ _BEHIND = "_behind"
 class Profiling:
     """What is profiled of the main source: own columns, computed features, slices, and the label.
 
-    `wanted`: whether anybody reads profiles; where nobody does, none is made. `contradicted`: names under
-    which events are counted whose labels differ.
+    `wanted`: whether anybody reads profiles; where nobody does, none is made. `of_labels`: tags that
+    only labels tell.
     """
 
     wanted: bool
@@ -34,7 +34,7 @@ class Profiling:
     computed: tuple[str, ...]
     slices: tuple[str, ...]
     spec: FeatureSpec
-    contradicted: tuple[str, ...] = ()
+    of_labels: tuple[OfLabels, ...] = ()
 
     @property
     def columns(self) -> set[str]:
@@ -66,11 +66,15 @@ class Profiling:
         first_ms, end_ms = min(w.start_ms for w in windows), max(w.end_ms for w in windows)
         known, rows = rows, rows.filter(pl.col("_time") >= first_ms, pl.col("_time") < end_ms)
         label = self.spec.label
-        differ = None
+        told: list[pl.Expr] = []
         if label is not None and label.source in sources:
-            if self.contradicted:
+            if self.of_labels:
                 rows = in_order(rows)
-                differ = contradicted(rows, sources[label.source], label)
+                labels, nothing = sources[label.source], pl.lit([], pl.List(pl.String))
+                told = [
+                    pl.when(pl.lit(tag.of(rows, labels, label))).then(pl.lit([tag.name])).otherwise(nothing)
+                    for tag in self.of_labels
+                ]
             # The label's column may have the name of one of these, which is null here.
             rows = with_labels(rows.drop(label.column, strict=False), sources[label.source], label)
         rows = in_order(rows)
@@ -79,13 +83,8 @@ class Profiling:
             rows = pl.concat([rows.drop(self.computed, strict=False), features], how="horizontal")
         behind = lookback_tags(rows, known, self.spec.tags).alias(_BEHIND)
         rows = rows.with_columns(behind)
-        if differ is not None:
-            own = (
-                pl.when(differ)
-                .then(pl.lit(list(self.contradicted)))
-                .otherwise(pl.lit([], pl.List(pl.String)))
-            )
-            rows = rows.with_columns(pl.concat_list(_BEHIND, own))
+        if told:
+            rows = rows.with_columns(pl.concat_list(_BEHIND, *told))
         times = rows.get_column("_time").to_numpy()
         starts = times.searchsorted([w.start_ms for w in windows])
         ends = times.searchsorted([w.end_ms for w in windows])
@@ -120,7 +119,7 @@ def profiling(pipeline: Pipeline, columns: Sequence[str]) -> Profiling:
         computed=tuple(c for c in computed if watched.features or c in watched.columns),
         slices=tuple(c for c in columns if c in named),
         spec=spec,
-        contradicted=tuple(t.name for t in pipeline.tag if isinstance(t, Contradicted)),
+        of_labels=tuple(t for t in pipeline.tag if isinstance(t, OfLabels)),
     )
 
 

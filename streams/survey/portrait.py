@@ -13,7 +13,7 @@ from streams.ingest import source_schema
 from streams.pipeline import Pipeline
 from streams.summary.profiling import Profiling
 from streams.summary.sketch import unpack
-from streams.tag import Contradicted, Slice
+from streams.tag import OfLabels, Slice
 
 _SHARES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 _NAMES = ("min", "p1", "p25", "median", "p75", "p99", "max")
@@ -35,7 +35,7 @@ def portraits(pipeline: Pipeline, uri: str, spans: Sequence[Window], *, version:
         computed=tuple(c for c in computed if c not in own),
         slices=tuple(t.column for t in pipeline.tag if isinstance(t, Slice)),
         spec=spec,
-        contradicted=tuple(t.name for t in pipeline.tag if isinstance(t, Contradicted)),
+        of_labels=tuple(t for t in pipeline.tag if isinstance(t, OfLabels)),
     )
     dataset, horizon_ms = Dataset(uri), pipeline.horizon_ms()
     within_ms = spec.label.within_ms if spec.label else 0
