@@ -12,7 +12,7 @@ from infra.why import NothingKnown
 from schemas import topics
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap
 from schemas.errors import InvalidConfiguration
-from schemas.model import Manifest, ModelPublished, RolledBack
+from schemas.model import CurrentModel, Manifest
 
 
 async def published(connection: Connection) -> list[Manifest]:
@@ -24,7 +24,7 @@ async def published(connection: Connection) -> list[Manifest]:
             event = unwrap(envelope)
         except NotAnAnnouncement:
             continue
-        if isinstance(event, ModelPublished | RolledBack):
+        if isinstance(event, CurrentModel):
             found.setdefault(envelope.id, event.manifest)
     return list(found.values())
 

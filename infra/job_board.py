@@ -30,7 +30,7 @@ from schemas.job import (
     JobSucceeded,
     JobSwept,
 )
-from schemas.model import ModelPublished, ModelRefused
+from schemas.model import CanaryPublished, ModelPublished, ModelRefused
 
 State = Literal[
     "queued",
@@ -160,6 +160,10 @@ class Board:
                 job = self._job(manifest.lineage.job_id)
                 job.state, job.ended_ms = "published", at_ms
                 job.reason = f"version {manifest.version}"
+            case CanaryPublished(manifest=manifest):
+                job = self._job(manifest.lineage.job_id)
+                job.state, job.ended_ms = "published", at_ms
+                job.reason = f"version {manifest.version}, on trial"
             case ModelRefused(job_id=job_id):
                 job = self._job(job_id)
                 job.state, job.ended_ms, job.reason = "refused", at_ms, event.reason

@@ -15,14 +15,18 @@ from schemas.envelope import NotAnAnnouncement, open_record, unwrap
 from schemas.errors import Rejected, Retryable
 from schemas.model import (
     AdoptionRefused,
+    CanaryPromoted,
+    CanaryPublished,
+    CanaryWithdrawn,
     CurrentModel,
     Manifest,
     ModelAdopted,
     ModelFresh,
     ModelStale,
     RolledBack,
+    SignedModel,
 )
-from schemas.signature import TrustedKeys
+from schemas.signature import SCHEMA, TrustedKeys, schema_of
 
 _Weights = tuple[str, int, str]
 
@@ -36,18 +40,28 @@ class Models:
     _refused: dict[tuple[_Weights, str], AdoptionRefused] = field(default_factory=dict)
     _stale: dict[tuple[str, str], ModelStale] = field(default_factory=dict)
     _fresh_ms: dict[tuple[str, str], int] = field(default_factory=dict)
+    _canaries: dict[str, CanaryPublished] = field(default_factory=dict)
+    _trial_ends: dict[str, tuple[int, str, str]] = field(default_factory=dict)
 
-    def note(self, event: Announcement, *, trusted: bool) -> None:
+    def note(self, event: Announcement, *, trusted: bool) -> None:  # noqa: PLR0912  (a case an event type)
         """Take in one event.
 
         Args:
             trusted: of a model's version: whether a key signed it that is trusted here.
         """
         match event:
+            case CanaryPublished(name=name, manifest=manifest):
+                known = self._canaries.get(name)
+                if trusted and (known is None or manifest.version > known.manifest.version):
+                    self._canaries[name] = event
+            case CanaryWithdrawn(name=name, version=version):
+                self._end_trial(name, version, "withdrawn", event.reason)
             case CurrentModel(name=name, manifest=manifest):
                 key = (name, manifest.version, manifest.artifact.sha256)
                 if trusted or key not in self._said:
                     self._said[key] = (event, trusted)
+                if isinstance(event, CanaryPromoted) and trusted:
+                    self._end_trial(name, event.canary_version, "promoted", event.reason)
             case ModelAdopted() if event.canary:
                 pass  # what the service answers all other requests with stays as it was
             case ModelAdopted():
@@ -65,6 +79,21 @@ class Models:
                 self._refused[(event.name, event.version, event.sha256), event.service] = event
             case _:
                 pass
+
+    def _end_trial(self, name: str, version: int, outcome: str, reason: str) -> None:
+        if version >= self._trial_ends.get(name, (0, "", ""))[0]:
+            self._trial_ends[name] = version, outcome, reason
+
+    def _trial(self, name: str) -> dict[str, Any] | None:
+        """The newest canary of a model, and what became of it."""
+        event = self._canaries.get(name)
+        if event is None or event.manifest.canary is None:
+            return None
+        version = event.manifest.version
+        ended = self._trial_ends.get(name, (0, "", ""))
+        outcome, reason = ended[1:] if ended[0] == version else ("on trial", "")
+        share = event.manifest.canary.share
+        return {"version": version, "share": share, "state": outcome, "reason": reason}
 
     def forget(self, most: int) -> None:
         """Keep the newest so many versions of each model, and what services said of those."""
@@ -85,9 +114,9 @@ class Models:
     def rows(self, name: str | None = None) -> list[dict[str, Any]]:
         """All versions, of one model or of all, the newest of each model first.
 
-        `live` is the newest that a trusted key signed. `adopted_by` names the services that answer with it
-        now, as far as they have said; `stale_at` says why it is stale at some of those; `refused_by` names
-        services that would not take it.
+        `live` is the newest that a trusted key signed; beside it stands the newest `canary`, and its state.
+        `adopted_by` names the services that answer with it now, as far as they have said; `stale_at` says why
+        it is stale at some of those; `refused_by` names services that would not take it.
         """
         live: dict[str, int] = {}
         for (model, version, _), (_, trusted) in self._said.items():
@@ -109,6 +138,7 @@ class Models:
             "published_ms": manifest.published_ms,
             "weights_of_version": back.to_artifact_of_version if back else version,
             "reason": back.reason if back else "",
+            "canary": self._trial(name) if trusted and version == live else None,
             "champion": _measures(manifest.champion),
             "challenger": _measures(manifest.challenger),
             "gate": _gate(event),
@@ -157,16 +187,17 @@ async def read_models(connection: Connection, *, trusted: TrustedKeys | None) ->
             event = unwrap(envelope)
         except NotAnAnnouncement:
             continue
-        models.note(event, trusted=isinstance(event, CurrentModel) and signed(envelope.data, trusted))
+        ours = isinstance(event, SignedModel) and signed(envelope.data, trusted, schema_of(event))
+        models.note(event, trusted=ours)
     return models
 
 
-def signed(event: bytes, trusted: TrustedKeys | None) -> bool:
+def signed(event: bytes, trusted: TrustedKeys | None, schema: str = SCHEMA) -> bool:
     """Whether a trusted key signed the model in these bytes of an event."""
     if trusted is None:
         return False
     try:
-        trusted.manifest(event)
+        trusted.manifest(event, schema)
     except (Rejected, Retryable):
         return False
     return True

@@ -13,7 +13,7 @@ import msgspec
 from schemas.contract import Announcement
 from schemas.errors import Rejected, Retryable
 from schemas.job import JobFailed, JobSkipped, JobStarted
-from schemas.model import Manifest, ModelPublished, ModelRefused
+from schemas.model import CanaryPublished, Manifest, ModelPublished, ModelRefused, SignedModel
 
 PRODUCER = "urn:tidemill:trainer"
 _SPEC = "https://openlineage.io/spec"
@@ -60,7 +60,7 @@ class Collector:
                     self._started_ms[job_id] = started_ms
                 case JobFailed(job_id=job_id) | JobSkipped(job_id=job_id) | ModelRefused(job_id=job_id):
                     self._started_ms.pop(job_id, None)
-                case ModelPublished(manifest=manifest):
+                case ModelPublished(manifest=manifest) | CanaryPublished(manifest=manifest):
                     job_id = manifest.lineage.job_id
                     if (started_ms := self._started_ms.get(job_id)) is not None:
                         await self._post(start_event(manifest, started_ms), event)
@@ -69,7 +69,7 @@ class Collector:
                 case _:
                     pass
 
-    async def _post(self, content: dict[str, Any], event: ModelPublished) -> None:
+    async def _post(self, content: dict[str, Any], event: SignedModel) -> None:
         try:
             answer = await self._http.post(self._url, json=content)
         except httpx.HTTPError as error:

@@ -29,7 +29,7 @@ from schemas.job import (
     JobStarted,
     JobSucceeded,
 )
-from schemas.model import ModelPublished, ModelRefused, RolledBack, Scores
+from schemas.model import CanaryPromoted, CurrentModel, ModelRefused, RolledBack, Scores
 from schemas.window import Window
 
 _DAY = timedelta(days=1)
@@ -50,7 +50,7 @@ class Told:
     jobs: dict[str, JobRequested] = field(default_factory=dict)
     started: dict[str, JobStarted] = field(default_factory=dict)
     ended: dict[str, JobEnd] = field(default_factory=dict)
-    published: list[ModelPublished | RolledBack] = field(default_factory=list)
+    published: list[CurrentModel] = field(default_factory=list)
     refused: dict[str, ModelRefused] = field(default_factory=dict)
 
     def take(self, said: Announcement) -> None:
@@ -64,7 +64,7 @@ class Told:
                 self.started[said.job_id] = said
             case JobSucceeded() | JobFailed() | JobSkipped() | JobAnswered() | JobMerged():
                 self.ended[said.job_id] = said
-            case ModelPublished() | RolledBack():
+            case CurrentModel():
                 self.published.append(said)
             case ModelRefused():
                 self.refused[said.job_id] = said
@@ -132,7 +132,9 @@ def why(told: Told, model: str, *, version: int | None = None) -> dict[str, Any]
         "model": model,
         "version": manifest.version,
         "published": when(manifest.published_ms),
-        "because": event.reason if isinstance(event, RolledBack) else _because(manifest.champion),
+        "because": event.reason
+        if isinstance(event, RolledBack | CanaryPromoted)
+        else _because(manifest.champion),
         "rolled_back_from": event.from_version if isinstance(event, RolledBack) else None,
         "job_id": lineage.job_id,
         "rows": lineage.rows,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from .canary import CanaryTerms
 from .contract import Announcement, announces
 from .features import FeatureSpec
 from .raw import TimeMs
@@ -176,6 +177,10 @@ class JobRequested(JobEvent, frozen=True, kw_only=True):
     why: Annotated[str, Meta(description="in words, for people; a decision says it better")] = ""
     sweep: Annotated[
         SweepPlan | None, Meta(description="configurations are tried first; the best is what is trained")
+    ] = None
+    canary: Annotated[
+        CanaryTerms | None,
+        Meta(description="one that passes the gate is on trial first; null: it is current at once"),
     ] = None
 
     def event_id(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from schemas.canary import CanaryTerms
 from schemas.features import FeatureSpec
 from schemas.job import DatasetRange, Experiment, Gate, JobRequested, Resources
 from schemas.raw import EARLIEST_MS
@@ -171,11 +172,37 @@ def sweep(
 
 
 @dataclass(frozen=True)
+class Canary:
+    """A challenger that passes the gate answers a share of the requests before it is made current.
+
+    Services that follow canaries give it that share, by a hash of the requests' ids, and publish what the
+    current model answers to the same. Once `pairs` of them have their label, and at 2, 4 and 8 times as many,
+    the gate's own rule decides: promoted, withdrawn, or on to the next look. No second challenger is taken
+    while one is on trial. A first model has nothing to be compared with, and is current at once.
+
+    Args:
+        share: of requests, at most a half.
+        pairs: labelled requests of the first look.
+        longest: a canary that is not promoted by then is withdrawn, such as "7d".
+    """
+
+    share: float = 0.1
+    pairs: int = 500
+    longest: str = "7d"
+    place: Place = field(default_factory=here, compare=False)
+
+    def terms(self) -> CanaryTerms:
+        """As they ride in a job's event."""
+        return CanaryTerms(share=self.share, pairs=self.pairs, longest_ms=to_ms(self.longest))
+
+
+@dataclass(frozen=True)
 class Training:
     """Model code, data, parameters and resources: the experiment, all but the windows of the moment.
 
     `code` is "package.module:function"; `model` is the name under which services follow the result
-    (the pipeline's own name when empty).
+    (the pipeline's own name when empty). With `canary=Canary(…)` a challenger is tried on a share of the
+    requests before it is current.
     """
 
     code: str
@@ -187,6 +214,7 @@ class Training:
     resources: Resources = field(default_factory=gpu)
     model: str = ""
     sweep: Sweeping | None = None
+    canary: Canary | None = None
     place: Place = field(default_factory=here, compare=False)
 
     def __post_init__(self) -> None:
@@ -261,6 +289,7 @@ def job_for(
         requested_ms=requested_ms,
         why=f"training {training_number}, a sweep as every {sweeping.every}th" if sweeping and due else "",
         sweep=sweeping.plan(publish) if sweeping and due else None,
+        canary=training.canary.terms() if training.canary else None,
     )
 
 

@@ -7,9 +7,12 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import msgspec
+import polars as pl
 import psutil
 import pytest
 import pytest_asyncio
@@ -21,10 +24,12 @@ from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.topics import ensure
 from infra.point_in_time import examples
-from infra.settings import Kafka, Settings
+from infra.settings import Kafka, Paths, Settings
 from infra.submit import ended, submit
 from infra.walls import has_walls
 from schemas import topics
+from schemas.canary import CanaryTerms
+from schemas.contract import Announcement
 from schemas.errors import InvalidConfiguration
 from schemas.job import (
     DatasetRange,
@@ -43,8 +48,17 @@ from schemas.job import (
     JobSucceeded,
     Resources,
 )
-from schemas.model import ModelPublished, ModelRefused
+from schemas.model import (
+    CanaryPromoted,
+    CanaryPublished,
+    CanaryWithdrawn,
+    ModelAdopted,
+    ModelPublished,
+    ModelRefused,
+)
 from schemas.selection import Balanced, Decay, Hard, Reservoir, Selection
+from tests.client_fixtures import Cluster
+from tests.test_example_service import frame, service
 from tests.trainer_fixtures import (
     HOUR_MS,
     SPAN_MS,
@@ -593,3 +607,68 @@ async def test_a_training_is_asked_for_from_python_by_the_same_event(
     (event,) = seen.of_job(job, JobRequested) or [await seen.one(job, JobRequested)]
     assert event == job
     assert (event.experiment, event.priority, event.why) == (wanted, 2, "to see")
+
+
+async def test_labels_withdraw_a_canary_and_promote_the_next(
+    seen: Topics, broker: EmbeddedBroker, trainer: TrainerProcess, dataset: Path, tmp_path: Path
+) -> None:
+    await ensure(topics.TOPICS, Connection(bootstrap_servers=broker.bootstrap_servers))
+    name, terms = "tried", CanaryTerms(share=0.5, pairs=200, longest_ms=3_600_000)
+    first = await finish(seen, a_job(dataset, "good:inverted", name))
+    assert isinstance(first, ModelPublished), first
+    store: Any = SimpleNamespace(url=first.manifest.artifact.uri.rpartition("/")[0] + "/")
+    keys = Settings(paths=Paths(home=trainer.home)).paths.signing_keys / "trusted.txt"
+    rows = (
+        Dataset(dataset)
+        .rows("asked", version=1, start_ms=0, end_ms=SPAN_MS, columns=["id", "place", "x"])
+        .select("_time", "place", "x", flight_id="id", temp=pl.lit(0.0), recent=pl.lit(120))
+    )
+
+    async def tell(kind: type[Announcement], **having: Any) -> Any:
+        def found() -> list[Any]:
+            return [
+                e
+                for topic, _, e in seen.events
+                if topic == topics.MODELS.name and isinstance(e, kind) and getattr(e, "name", "") == name
+                if all(getattr(e, k) == v for k, v in having.items())
+            ]
+
+        return (await seen.until(found, timeout_s=90))[-1]
+
+    async def offer(seed: int) -> CanaryPublished:
+        job = a_job(dataset, "good:train", name, seed=seed)
+        await seen.ask(msgspec.structs.replace(job, canary=terms))
+        return await seen.one(job, CanaryPublished, JobFailed, ModelRefused)
+
+    async with (
+        Cluster(broker.bootstrap_servers) as cluster,
+        service(cluster, store, tmp_path, name, "--trusted-keys", str(keys)),
+    ):
+        await tell(ModelAdopted, version=1)
+        worse = await offer(4)
+        assert isinstance(worse, CanaryPublished), worse
+        assert (worse.manifest.version, worse.beside_version) == (2, 1)
+        await tell(ModelAdopted, version=2, canary=True)
+        # No second beside it; and in a world upside down the first one is right, which says the opposite.
+        assert isinstance(refused := await offer(5), ModelRefused)
+        assert "version 2 is on trial" in refused.reason
+        await cluster.send(frame(f"{name}/upside-down", rows.with_columns(x=-pl.col("x"))), topics.FEATURES)
+        withdrawn = await tell(CanaryWithdrawn, version=2)
+        assert withdrawn.judged.comparison.overall.high < 0
+        assert withdrawn.judged.pairs in {200, 400, 800, 1600}
+        better = await offer(6)
+        assert isinstance(better, CanaryPublished), better
+        await tell(ModelAdopted, version=3, canary=True)
+        trainer.kill()
+        await cluster.send(frame(f"{name}/as-it-is", rows), topics.FEATURES)
+        trainer.start()
+        promoted = await tell(CanaryPromoted, canary_version=3)
+        assert promoted.manifest.version == 4
+        assert promoted.manifest.artifact == better.manifest.artifact
+        assert promoted.judged.comparison.overall.low > 0
+        current = await seen.until(
+            lambda: [e for t, _, e in seen.events if t == topics.MODELS_CURRENT.name and e == promoted]
+        )
+        assert len(current) == 1
+    ends = [i for t, i, e in seen.events if t == topics.MODELS.name and "/canary-" in i and e.key() == name]
+    assert len(ends) == len(set(ends)) == 4

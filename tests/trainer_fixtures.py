@@ -32,7 +32,7 @@ from schemas.contract import Announcement
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap, wrap
 from schemas.features import AsOf, FeatureSpec, Label, Trailing
 from schemas.job import DatasetRange, Experiment, Gate, JobEvent, JobRequested, Resources
-from schemas.model import ModelPublished, ModelRefused
+from schemas.model import ModelRefused, SignedModel
 from trainers.standby import JOB_NAME
 
 HOUR_MS = 3_600_000
@@ -489,7 +489,7 @@ class Topics:
             match event:
                 case JobEvent(job_id=job_id) | ModelRefused(job_id=job_id):
                     pass
-                case ModelPublished(manifest=manifest) if topic == topics.MODELS.name:
+                case SignedModel(manifest=manifest) if topic == topics.MODELS.name:
                     job_id = manifest.lineage.job_id
                 case _:
                     continue

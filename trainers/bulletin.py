@@ -26,12 +26,12 @@ from schemas.contract import Announcement, type_of
 from schemas.envelope import Envelope, NotAnAnnouncement, open_record, unwrap, wrap
 from schemas.errors import Rejected, Retryable
 from schemas.job import JobEvent, JobRequested, JobSucceeded
-from schemas.model import CurrentModel, ModelPublished, ModelRefused
-from schemas.signature import TrustedKeys
+from schemas.model import ModelPublished, ModelRefused, SignedModel
+from schemas.signature import TrustedKeys, schema_of
 from schemas.trace import TRACEPARENT, Place, place_of
 from trainers.registry import Registry
 
-FOLLOWED = (topics.JOBS, topics.MODELS, topics.MODELS_CURRENT)
+FOLLOWED = (topics.JOBS, topics.MODELS, topics.MODELS_CURRENT, topics.MODELS_CANARIES)
 SOURCE = "/tidemill/trainer"
 _HOPELESS = (
     MessageSizeTooLargeError,
@@ -141,10 +141,10 @@ class Bulletin:
                 self.places[event.job_id] = place
 
     def _is_trusted(self, envelope: Envelope, event: Announcement) -> bool:
-        if self._trusted is None or not isinstance(event, CurrentModel):
+        if self._trusted is None or not isinstance(event, SignedModel):
             return True
         try:
-            self._trusted.manifest(envelope.data)
+            self._trusted.manifest(envelope.data, schema_of(event))
         except (Rejected, Retryable) as error:
             log.warning("a model event is not trusted", event_id=envelope.id, reason=str(error))
             return False

@@ -18,7 +18,7 @@ import msgspec
 from infra import atomic_file
 from schemas.errors import Rejected
 from schemas.job import JobRequested, JobSucceeded
-from schemas.model import Artifact, Field, Manifest, ModelPublished, ModelRefused
+from schemas.model import Artifact, CanaryPublished, Field, Manifest, ModelPublished, ModelRefused
 from trainers.artifact import ENDING
 from trainers.assignment import Outcome
 from trainers.gate import judge
@@ -39,11 +39,12 @@ class Conclusion(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: JobSucceeded
     published: ModelPublished | None = None
     refused: ModelRefused | None = None
+    canary: CanaryPublished | None = None
 
     @property
-    def model_event(self) -> ModelPublished | ModelRefused:
+    def model_event(self) -> ModelPublished | ModelRefused | CanaryPublished:
         """The event that ends the job."""
-        event = self.published or self.refused
+        event = self.published or self.refused or self.canary
         assert event is not None
         return event
 
@@ -57,6 +58,7 @@ def conclude(
     champion: Manifest | None,
     store_url: str,
     version: int | None = None,
+    on_trial: Manifest | None = None,
     now_ms: int,
 ) -> Conclusion:
     """Publish or refuse: a pure function of what came out and what is live.
@@ -65,6 +67,7 @@ def conclude(
         judged_against: the live model that the challenger was scored beside.
         champion: the live model now.
         version: what the model is to be called; None: one more than the live model's.
+        on_trial: the canary of that name, if there is one: no second is taken beside it.
 
     Raises:
         ModelTooWordy: the model event would not fit into a record.
@@ -88,11 +91,16 @@ def conclude(
         findings=outcome.findings,
         champion_changed=_version(judged_against) != _version(champion),
     )
-    if not verdict.publish:
+    terms = None if champion is None else job.canary
+    reason, publish = verdict.reason, verdict.publish
+    if publish and terms is not None and on_trial is not None:
+        publish = False
+        reason = f"version {on_trial.version} is on trial, and a second canary is not taken; else: {reason}"
+    if not publish:
         refused = ModelRefused(
             name=experiment.model,
             job_id=job.job_id,
-            reason=verdict.reason,
+            reason=reason,
             champion=outcome.champion,
             challenger=outcome.challenger,
             refused_ms=now_ms,
@@ -116,14 +124,21 @@ def conclude(
         lineage=outcome.lineage,
         published_ms=now_ms,
         comparison=outcome.comparison,
+        canary=terms,
     )
-    published = ModelPublished(name=experiment.model, manifest=manifest)
-    if (size_bytes := len(msgspec.json.encode(published))) > LARGEST_BYTES:
+    if terms is None or champion is None:
+        said = Conclusion(
+            succeeded=succeeded, published=ModelPublished(name=experiment.model, manifest=manifest)
+        )
+    else:
+        offered = CanaryPublished(name=experiment.model, manifest=manifest, beside_version=champion.version)
+        said = Conclusion(succeeded=succeeded, canary=offered)
+    if (size_bytes := len(msgspec.json.encode(said.model_event))) > LARGEST_BYTES:
         raise ModelTooWordy(
             f"the model's event takes {size_bytes:,} bytes, a record at most {LARGEST_BYTES:,}: "
             "its config is too large; shorten its vocabularies"
         )
-    return Conclusion(succeeded=succeeded, published=published)
+    return said
 
 
 def measures(outcome: Outcome) -> dict[str, float]:
@@ -166,7 +181,7 @@ def read_back(folder: Path, *, champion: Manifest | None, version: int | None = 
         conclusion = msgspec.json.decode((folder / FILE).read_bytes(), type=Conclusion)
     except (OSError, msgspec.DecodeError):
         return None
-    published = conclusion.published
+    published = conclusion.published or conclusion.canary
     if published is not None and published.manifest.version != (version or _version(champion) + 1):
         return None
     return conclusion

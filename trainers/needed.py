@@ -6,6 +6,7 @@ Needed is, with its reason,
   signed it, and all that was live within the retention;
 - the newest versions of each model, for a rollback, and the weights that they began from or were judged
   against, for `tidemill reproduce`;
+- the newest canary of each model, on trial or not;
 - what a service answers with, as it says, pinned to an old version as it may be;
 - what an open job came to and has not been said of yet;
 - whatever stands in a record that this version cannot read.
@@ -25,8 +26,8 @@ from schemas.contract import Announcement
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap
 from schemas.errors import Rejected, Retryable
 from schemas.job import JobSucceeded
-from schemas.model import CurrentModel, Manifest, ModelAdopted
-from schemas.signature import TrustedKeys
+from schemas.model import CanaryPublished, CurrentModel, Manifest, ModelAdopted, SignedModel
+from schemas.signature import SCHEMA, TrustedKeys, schema_of
 from trainers import conclusion, trained
 from trainers.registry import Registry
 
@@ -40,6 +41,7 @@ class Needed:
     _versions: dict[str, dict[int, list[Manifest]]] = field(default_factory=dict)
     _others: list[Manifest] = field(default_factory=list)
     _current: dict[str, Manifest] = field(default_factory=dict)
+    _canaries: dict[str, Manifest] = field(default_factory=dict)
     _adopted: dict[tuple[str, str, bool], ModelAdopted] = field(default_factory=dict)
     _succeeded: dict[str, str] = field(default_factory=dict)
     _unread: set[str] = field(default_factory=set)
@@ -61,6 +63,12 @@ class Needed:
                     self._versions.setdefault(name, {}).setdefault(manifest.version, []).append(manifest)
                 else:
                     self._others.append(manifest)
+            case CanaryPublished(name=name, manifest=manifest):
+                known_canary = self._canaries.get(name)
+                if not trusted:
+                    self._others.append(manifest)
+                elif known_canary is None or manifest.version >= known_canary.version:
+                    self._canaries[name] = manifest
             case ModelAdopted(name=name, service=service):
                 key = name, service, event.canary
                 known = self._adopted.get(key)
@@ -97,6 +105,8 @@ class Needed:
         found: dict[str, str] = {}
         for name, manifest in self._current.items():
             found.setdefault(manifest.artifact.sha256, f"{name} {manifest.version} is current")
+        for name, manifest in self._canaries.items():
+            found.setdefault(manifest.artifact.sha256, f"{name} {manifest.version} is its newest canary")
         for name, versions in self._versions.items():
             self._of_model(found, name, versions, now_ms - keep_ms, keep_versions)
         for manifest in self._others:
@@ -156,16 +166,18 @@ async def needed(connection: Connection, *, trusted: TrustedKeys | None) -> Need
         except NotAnAnnouncement:
             found.note_unread(record.value or b"")
             continue
-        is_trusted = not isinstance(event, CurrentModel) or _is_signed(envelope.data, trusted)
+        is_trusted = not isinstance(event, SignedModel) or _is_signed(
+            envelope.data, trusted, schema_of(event)
+        )
         found.note(record.topic, event, trusted=is_trusted)
     return found
 
 
-def _is_signed(event: bytes, trusted: TrustedKeys | None) -> bool:
+def _is_signed(event: bytes, trusted: TrustedKeys | None, schema: str = SCHEMA) -> bool:
     if trusted is None:
         return True
     try:
-        trusted.manifest(event)
+        trusted.manifest(event, schema)
     except (Rejected, Retryable):
         return False
     return True

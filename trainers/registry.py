@@ -24,7 +24,15 @@ from schemas.job import (
     JobSucceeded,
     JobSwept,
 )
-from schemas.model import CurrentModel, Manifest, ModelPublished, ModelRefused
+from schemas.model import (
+    CanaryPromoted,
+    CanaryPublished,
+    CanaryWithdrawn,
+    CurrentModel,
+    Manifest,
+    ModelPublished,
+    ModelRefused,
+)
 from trainers.schedule import Waiting
 
 _HIGHEST_BELIEVED = 2**40
@@ -69,6 +77,9 @@ class Registry:
     _said_current: dict[str, int] = field(default_factory=dict)
     _epochs: dict[str, int] = field(default_factory=dict)
     _signers: dict[str, frozenset[str]] = field(default_factory=dict)
+    _canaries: dict[str, CanaryPublished] = field(default_factory=dict)
+    _trial_ends: dict[str, CanaryPromoted | CanaryWithdrawn] = field(default_factory=dict)
+    _said_canary: dict[str, Announcement] = field(default_factory=dict)
 
     def note(self, topic: str, event: Announcement, *, trusted: bool = True) -> None:
         """Take in one event of a topic; repeats change nothing.
@@ -82,8 +93,14 @@ class Registry:
                 self._note_job(event)
             case ModelRefused():
                 self._end(event.job_id, decided=True)
+            case CanaryPublished():
+                self._note_canary(topic, event, trusted=trusted)
+            case CanaryWithdrawn():
+                self._note_trial_end(topic, event)
             case CurrentModel():
                 self._note_current(topic, event, trusted=trusted)
+                if isinstance(event, CanaryPromoted) and trusted:
+                    self._note_trial_end(topic, event)
             case _:
                 pass
 
@@ -179,6 +196,61 @@ class Registry:
         if known is None or version > known.manifest.version:
             self._newest[event.name] = event
 
+    def _note_canary(self, topic: str, event: CanaryPublished, *, trusted: bool) -> None:
+        version = event.manifest.version
+        if version < _HIGHEST_BELIEVED:
+            self._epochs[event.name] = max(version, self._epochs.get(event.name, 0))
+        if topic == topics.MODELS_CANARIES.name:
+            self._said_canary[event.name] = event
+        else:
+            self._end(event.manifest.lineage.job_id, decided=True)
+        known = self._canaries.get(event.name)
+        if trusted and (known is None or version > known.manifest.version):
+            self._canaries[event.name] = event
+
+    def _note_trial_end(self, topic: str, event: CanaryPromoted | CanaryWithdrawn) -> None:
+        if topic == topics.MODELS_CANARIES.name:
+            self._said_canary[event.name] = event
+        known = self._trial_ends.get(event.name)
+        if known is None or _canary_of(event) > _canary_of(known):
+            self._trial_ends[event.name] = event
+
+    def is_unended(self, event: CanaryPublished) -> bool:
+        """Whether no end of that canary's trial was said yet."""
+        end = self._trial_ends.get(event.name)
+        return end is None or _canary_of(end) < event.manifest.version
+
+    def canaries(self) -> list[CanaryPublished]:
+        """Canaries that are on trial: not ended, and newer than what is current."""
+        return [event for event in self._canaries.values() if self.canary(event.name) is not None]
+
+    def canary(self, name: str) -> Manifest | None:
+        """The canary of a name that is on trial."""
+        event, live = self._canaries.get(name), self.champion(name)
+        if event is None or not self.is_unended(event):
+            return None
+        return event.manifest if live is not None and live.version < event.manifest.version else None
+
+    def overtaken(self) -> list[CanaryPublished]:
+        """Canaries whose trial has no end yet, though a newer model is current."""
+        return [
+            event
+            for event in self._canaries.values()
+            if self.is_unended(event) and self.canary(event.name) is None
+        ]
+
+    def unsaid_canaries(self) -> list[CanaryPublished | CanaryPromoted | CanaryWithdrawn]:
+        """What the canaries' topic lacks at its end: after a crash, or where an old event was said again."""
+        found: list[CanaryPublished | CanaryPromoted | CanaryWithdrawn] = []
+        for name, event in self._canaries.items():
+            last, end = self._said_canary.get(name), self._trial_ends.get(name)
+            if self.canary(name) is not None:
+                if last is None or last.event_id() != event.event_id():
+                    found.append(event)
+            elif end is not None and isinstance(last, CanaryPublished):
+                found.append(end)
+        return found
+
     def names(self) -> list[str]:
         """Names of the models that there are."""
         return list(self._newest)
@@ -227,6 +299,10 @@ class Registry:
             known = replace(known, asked_ms=since_ms, not_before_ms=not_before_ms)
             self._queue[job.job_id] = known
         return known
+
+
+def _canary_of(event: CanaryPromoted | CanaryWithdrawn) -> int:
+    return event.version if isinstance(event, CanaryWithdrawn) else event.canary_version
 
 
 def in_queue(job: JobRequested) -> Waiting:

@@ -31,7 +31,7 @@ from infra.walls import walls_of
 from schemas import topics
 from schemas.errors import InvalidConfiguration, Rejected, Retryable
 from schemas.job import JobRequested, Resources
-from schemas.model import Manifest, ModelPublished
+from schemas.model import CanaryPublished, Manifest, ModelPublished, SignedModel
 from schemas.sweep import is_trial_of
 from schemas.trace import Place
 from trainers import trained
@@ -53,6 +53,7 @@ from trainers.registry import in_queue
 from trainers.schedule import Merge, Preempt, Refuse, Start, Terms, promised, schedule
 from trainers.stores import Stores
 from trainers.telling import Telling
+from trainers.trial import Trials
 from trainers.tuning import SweepStopped, Tuning
 from trainers.vacuum import Retention, keep_vacuuming
 
@@ -148,6 +149,14 @@ class Trainer:
         self._planned_at = (-1, -1, 0.0)
         self._ends = 0
         self._concluding = asyncio.Lock()
+        self._trials = Trials(
+            self.bulletin,
+            self.keys,
+            connection,
+            concluding=self._concluding,
+            jobs=self._jobs,
+            now_ms=now_ms,
+        )
         self._retention = Retention.of(settings.store)
         read_by(self, instruments, now_ms=now_ms)
 
@@ -210,6 +219,7 @@ class Trainer:
                 self.bulletin.check()
                 if not self._concluding.locked():
                     await self._say_current()
+                    await self._trials.turn()
                 self._stop_unwanted()
                 for job in self.registry.sweeps(but_not=self._tasks.keys()):
                     self._care_for(job, partial(self._sweep, job))
@@ -222,6 +232,7 @@ class Trainer:
             for task in (vacuuming, *self._tasks.values()):
                 task.cancel()
             await asyncio.gather(vacuuming, *self._tasks.values(), return_exceptions=True)
+            await self._trials.stop()
 
     async def _get_ready(self) -> None:
         """There is something to run jobs by: a warm process, or a cluster that answers."""
@@ -629,10 +640,11 @@ class Trainer:
                     judged_against=judged_against,
                     champion=self.registry.champion(job.experiment.model),
                     version=self.registry.next_version(job.experiment.model),
+                    on_trial=self.registry.canary(job.experiment.model),
                     store_url=self._store_url,
                     now_ms=self._now_ms(),
                 )
-                if stored or conclusion.published is None:
+                if stored or conclusion.refused is not None:
                     await asyncio.to_thread(write_down, self.folder(job.job_id), conclusion)
                     await self._announce(conclusion)
                     return
@@ -645,7 +657,7 @@ class Trainer:
         succeeded, event = conclusion.succeeded, conclusion.model_event
         began_ms, asked = self._now_ms(), self._place(succeeded.job_id)
         place = None if asked is None else asked.beside(event.event_id())
-        if isinstance(event, ModelPublished):
+        if isinstance(event, SignedModel):
             event = await asyncio.to_thread(self.keys.signed, event)
         if succeeded.job_id not in self.registry.succeeded:
             await self.bulletin.say(topics.JOBS.name, succeeded)
@@ -653,6 +665,9 @@ class Trainer:
         version = None
         if isinstance(event, ModelPublished):
             await self.bulletin.say(topics.MODELS_CURRENT.name, event, place=place)
+            version = event.manifest.version
+        elif isinstance(event, CanaryPublished):
+            await self.bulletin.say(topics.MODELS_CANARIES.name, event, place=place)
             version = event.manifest.version
         log.info(
             "concluded",

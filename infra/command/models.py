@@ -78,6 +78,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
         sides = [row[side] and row[side]["auc"] for side in ("challenger", "champion")]
         refused = [f"{service} refused: {why}" for service, why in row["refused_by"].items()]
         stale = [f"stale at {service}: {why}" for service, why in row["stale_at"].items()]
+        tried = [f"canary {c['version']} {c['state']}: {c['share']:.0%}"] if (c := row["canary"]) else []
         again = [f"weights of {row['weights_of_version']}: {row['reason']}"] if row["reason"] else []
         drawn.add_row(
             escape(row["name"]),
@@ -86,7 +87,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
             _better(row["gate"]),
             escape(", ".join(row["signed_by"]) or "nobody") + ("" if row["trusted"] else " (not trusted)"),
             escape(", ".join(row["adopted_by"])),
-            escape("; ".join([*again, *stale, *refused])[:120]),
+            escape("; ".join([*tried, *again, *stale, *refused])[:120]),
         )
     return drawn
 
@@ -164,3 +165,32 @@ def vacuum(
         if dry_run:
             for kept in each.removed:
                 answers.print(f"{kept.sha256}  {kept.size_bytes:,} bytes", highlight=False, soft_wrap=True)
+
+
+@group.command()
+def canary(
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    reason: Annotated[str, typer.Option(help="Why; it stands in the event.")],
+    promote: Annotated[
+        bool, typer.Option("--promote/--withdraw", help="Make it the current model, or end its trial.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """End the trial of a model's canary by hand. Run it where the trainer runs."""
+    from infra.kafka.reach import reach
+    from schemas.model import CanaryPromoted
+    from trainers.trial import end_by_hand
+
+    configured = settings()
+    if not reason.strip():
+        raise InvalidConfiguration("a trial that is ended by hand needs a reason: its numbers are not there")
+    connection = the_cluster(configured)
+    asyncio.run(reach(connection, timeout_s=configured.doctor.connect_timeout_s))
+    event = asyncio.run(end_by_hand(configured, connection, name=model, promote=promote, reason=reason))
+    version = event.manifest.version if isinstance(event, CanaryPromoted) else event.version
+    outcome = "promoted" if isinstance(event, CanaryPromoted) else "withdrawn"
+    if as_json:
+        print(json.dumps({"name": model, "outcome": outcome, "version": version, "reason": event.reason}))
+        return
+    said = f"is current: its canary is {outcome}" if promote else f"is {outcome}; the current model stays"
+    console.print(f"{model} version {version} {said}", highlight=False, soft_wrap=True)

@@ -22,8 +22,14 @@ from schemas.dead_letter import DeadLetter, RecordRedriven
 from schemas.decision import Decision
 from schemas.envelope import Envelope, unwrap
 from schemas.job import JobEvent
-from schemas.model import CurrentModel, ModelEvent, ModelPublished, ModelRefused
-from schemas.signature import TrustedKeys
+from schemas.model import (
+    CanaryPublished,
+    ModelEvent,
+    ModelPublished,
+    ModelRefused,
+    SignedModel,
+)
+from schemas.signature import TrustedKeys, schema_of
 from schemas.standing import PipelineStands
 from schemas.window import WindowStatement
 
@@ -91,16 +97,18 @@ class View:
             case JobEvent():
                 self._job(envelope.id, event, written_ms)
             case ModelEvent():
-                if isinstance(event, ModelPublished | ModelRefused):
+                if isinstance(event, ModelPublished | ModelRefused | CanaryPublished):
                     self._job(envelope.id, event, written_ms)
-                is_ours = isinstance(event, CurrentModel) and signed(envelope.data, self._trusted())
+                is_ours = isinstance(event, SignedModel) and signed(
+                    envelope.data, self._trusted(), schema_of(event)
+                )
                 self.models.note(event, trusted=is_ours)
                 self._changed("models", "lineage", "adoption")
             case _:
                 pass
 
-    def _job(self, event_id: str, event: JobEvent | ModelPublished | ModelRefused, written_ms: int) -> None:
-        job_id = event.manifest.lineage.job_id if isinstance(event, ModelPublished) else event.job_id
+    def _job(self, event_id: str, event: JobEvent | SignedModel | ModelRefused, written_ms: int) -> None:
+        job_id = event.manifest.lineage.job_id if isinstance(event, SignedModel) else event.job_id
         before = self.jobs.jobs.get(job_id)
         was = before.state if before is not None else None
         self.requested += before is None

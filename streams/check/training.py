@@ -11,8 +11,9 @@ from typing import get_args
 from schemas.selection import Balanced
 from schemas.sweep import Measure, space_of
 from streams.declared import Place, Problem, nearest
+from streams.duration import to_ms
 from streams.pipeline import Pipeline
-from streams.training import Sweeping
+from streams.training import Canary, Sweeping
 
 
 def training(pipeline: Pipeline) -> Iterator[Problem]:
@@ -31,6 +32,8 @@ def training(pipeline: Pipeline) -> Iterator[Problem]:
     yield from _groups(pipeline)
     if pipeline.train.sweep is not None:
         yield from _sweep(pipeline.train.sweep)
+    if pipeline.train.canary is not None:
+        yield from _canary(pipeline.train.canary)
     if pipeline.publish_when.windows < 1:
         yield Problem(pipeline.place, "publish_when judges over windows=0; at least the newest is needed")
     module, _, function = pipeline.train.code.partition(":")
@@ -85,6 +88,21 @@ def _sweep(sweep: Sweeping) -> Iterator[Problem]:
             space_of(said)
         except ValueError as error:
             yield Problem(sweep.place, f"sweep varies {name}: {error}")
+
+
+def _canary(canary: Canary) -> Iterator[Problem]:
+    """A trial must have requests, labels and an end."""
+    if not 0 < canary.share <= 0.5:
+        yield Problem(canary.place, f"Canary(share={canary.share}): it must be above 0 and at most 0.5")
+    if canary.pairs < 2:
+        yield Problem(canary.place, f"Canary(pairs={canary.pairs}): it must be 2 or more")
+    try:
+        longest_ms = to_ms(canary.longest)
+    except ValueError as error:
+        yield Problem(canary.place, f"Canary(longest={canary.longest!r}): {error}")
+        return
+    if longest_ms <= 0:
+        yield Problem(canary.place, f"Canary(longest={canary.longest!r}): it must be more than nothing")
 
 
 def _code(place: Place, module: str, function: str) -> Iterator[Problem]:

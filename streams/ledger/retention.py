@@ -18,7 +18,7 @@ from infra.kafka.connection import Connection
 from schemas import topics
 from schemas.envelope import NotAnAnnouncement, open_record, unwrap
 from schemas.job import JobAnswered, JobFailed, JobMerged, JobRequested, JobSkipped
-from schemas.model import ModelPublished, ModelRefused, RolledBack
+from schemas.model import ModelRefused, SignedModel
 from streams.announce.outbox import read_to_end
 from streams.ledger.commit import make_durable
 
@@ -52,7 +52,7 @@ async def references(connection: Connection, uri: str) -> References:
                 found.jobs.setdefault(event.job_id, set()).update(versions)
             case JobAnswered() | JobFailed() | JobMerged() | JobSkipped() | ModelRefused():
                 over.add(event.job_id)
-            case ModelPublished(manifest=manifest) | RolledBack(manifest=manifest):
+            case SignedModel(manifest=manifest):
                 over.add(manifest.lineage.job_id)
                 if _is_same(manifest.lineage.dataset_uri, uri):
                     name = f"{manifest.name}/{manifest.version}"
