@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import infra
 import schemas
 from infra.kafka import EmbeddedBroker, connect_to
 from infra.kafka.topics import ensure
@@ -63,6 +64,9 @@ async def main(bootstrap_servers, store, name, question):
 
 print(json.dumps(asyncio.run(main(*sys.argv[1:4], json.loads(sys.argv[4])))))
 """
+
+
+PRODUCER_PAGE = Path(infra.__file__).parent / "pages" / "how_to" / "send_from_a_producer.md"
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +127,11 @@ def environment(folder: Path, wheel: Path, *extras: str) -> Path:
     return folder
 
 
-async def run_service(folder: Path, site: Path, *arguments: str) -> dict[str, object]:
+async def run_service(folder: Path, site: Path, *arguments: str, program: str = SERVICE) -> dict[str, object]:
     """Run the service beside its own `schemas.py`; `-S` keeps this project's environment out of sight."""
     await asyncio.to_thread(folder.mkdir)
     await asyncio.to_thread((folder / "schemas.py").write_text, HOSTILE)
-    await asyncio.to_thread((folder / "service.py").write_text, SERVICE)
+    await asyncio.to_thread((folder / "service.py").write_text, program)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-S", "service.py", *arguments),
         cwd=folder,
@@ -137,7 +141,7 @@ async def run_service(folder: Path, site: Path, *arguments: str) -> dict[str, ob
     )
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
-    return json.loads(out)
+    return json.loads(out.splitlines()[-1])
 
 
 @pytest.fixture
@@ -194,7 +198,7 @@ def test_the_wheel_holds_this_folder_and_nothing_else(wheel: Path) -> None:
         held = {name for name in content.namelist() if ".dist-info/" not in name}
     here = {
         f"tidemill/{path.relative_to(source).as_posix()}"
-        for pattern in ("*.py", "client/*.py", "json/*.json", "py.typed")
+        for pattern in ("*.py", "client/*.py", "producer/*.py", "json/*.json", "py.typed")
         for path in source.glob(pattern)
     }
     assert held == here
@@ -213,3 +217,14 @@ def test_the_example_service_is_in_the_wheel_and_explains_itself(wheel: Path, tm
     )
     assert said.returncode == 0, said.stderr
     assert "--bootstrap-servers" in said.stdout
+
+
+async def test_a_producer_sends_frames_and_files_with_the_wheel_alone(
+    cluster: Cluster, wheel: Path, tmp_path: Path
+) -> None:
+    """The page's own program."""
+    page = PRODUCER_PAGE.read_text()
+    program = page.partition("```python\n")[2].partition("```")[0]
+    site = environment(tmp_path / "site", wheel, "send")
+    program = program.replace("localhost:9092", cluster.bootstrap_servers)
+    assert await run_service(tmp_path / "producer", site, program=program) == [1, 1, 0]

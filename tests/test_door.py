@@ -38,11 +38,11 @@ from infra.door.tokens import tokens_of
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
 from infra.kafka.running import running_on
-from infra.push.encode import Encoder
-from infra.push.source import Chunk
 from infra.settings import Door, Kafka, Paths, Settings
 from schemas import topics
 from schemas.errors import InvalidConfiguration
+from schemas.producer.encode import Encoder
+from schemas.producer.source import Chunk
 from schemas.topics import Topic, Version
 from tests.stream_fixtures import Reading
 from tests.worker_fixtures import wait_until

@@ -23,17 +23,19 @@ from rich.console import Console
 
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
-from infra.kafka.partitions import partitions_for
-from infra.kafka.record_batch import Compression
 from infra.kafka.topics import ensure
-from infra.push import FileUnreadable, Pushed, push_file
-from infra.push import source as sources
-from infra.push.encode import Form
-from infra.push.journal import FileChanged
-from infra.push.source import open_source
+from infra.push import push_file
 from infra.settings import Kafka, Paths, Settings
 from schemas import topics
 from schemas.errors import InvalidConfiguration
+from schemas.producer import source as sources
+from schemas.producer.encode import Form
+from schemas.producer.journal import FileChanged
+from schemas.producer.partitions import partitions_for
+from schemas.producer.push import Pushed
+from schemas.producer.record_batch import Compression
+from schemas.producer.sender import EventSender, EventUnfit
+from schemas.producer.source import FileUnreadable, open_source
 from schemas.topics import CONTENT_TYPE_HEADER, Topic, Version
 from tests.stream_fixtures import Reading
 from tests.worker_fixtures import wait_until
@@ -253,17 +255,18 @@ STRIKER = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from rich.console import Console
-import infra.push.source, infra.push.send as sending
+import schemas.producer.source, schemas.producer.push as sending
+from infra.push import push_file
 from infra.settings import Kafka, Paths, Settings
 from schemas import topics
 from schemas.topics import Topic, Version
 from tests.stream_fixtures import Reading
 
 servers, home, topic, file, where, number, what = sys.argv[1:]
-infra.push.source.CHUNK_ROWS = 50
+schemas.producer.source.CHUNK_ROWS = 50
 topics.declare(Topic(name=topic, purpose="a test's", producer="a test", consumers=(), key="id", partitions=3,
                      versions=(Version(number=1, contracts=(Reading,)),), unknown_fields="refuse"))
-real = getattr(sending._Push, where)
+real = getattr(sending.Push, where)
 calls = 0
 
 async def striking(self, *arguments):
@@ -277,9 +280,9 @@ async def striking(self, *arguments):
         await asyncio.sleep(0)
     return result
 
-setattr(sending._Push, where, striking)
+setattr(sending.Push, where, striking)
 settings = Settings(kafka=Kafka(bootstrap_servers=servers), paths=Paths(home=Path(home)))
-pushed = asyncio.run(sending.push_file(settings, topic, Path(file), Console(quiet=True)))
+pushed = asyncio.run(push_file(settings, topic, Path(file), Console(quiet=True)))
 sys.exit(130 if pushed.stopped else 0)
 """
 
@@ -374,7 +377,7 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_sent(place: Place, tmp
 
 
 def test_two_pushes_of_one_file_do_not_run_at_once(place: Place, tmp_path: Path) -> None:
-    from infra.push.journal import Journal
+    from schemas.producer.journal import Journal
 
     file = written(tmp_path, ".csv")
     place.push(file)
@@ -386,3 +389,36 @@ def test_two_pushes_of_one_file_do_not_run_at_once(place: Place, tmp_path: Path)
         place.push(file)
     other.release()
     assert place.push(file).before == ROWS
+
+
+# ── the client's own ────────────────────────────────────────────────────────────────────────────────
+
+
+def sent(place: Place, data: object, **options) -> Pushed:
+    async def send() -> Pushed:
+        servers = str(place.settings.kafka.bootstrap_servers)
+        async with EventSender(place.topic, client={"bootstrap_servers": servers}, **options) as sender:
+            if isinstance(data, Path):
+                return await sender.send_file(data)
+            return await sender.send_frame(data)
+
+    return asyncio.run(send())
+
+
+def test_the_client_sends_frames_arrow_and_files_checked(place: Place, tmp_path: Path) -> None:
+    batches = [pl.Series(part.to_struct()) for part in table().iter_slices(70)]
+    assert sent(place, table()).sent == ROWS
+    assert sent(place, (part.struct.unnest() for part in batches)).sent == ROWS
+    assert set(place.ids().values()) == {2}
+    bad = table().with_columns(level=pl.when(pl.col("at") == 120).then(99.0).otherwise("level"))
+    with pytest.raises(EventUnfit, match=r"r120.*breaks the contract.*<= 50"):
+        sent(place, bad)
+    assert (place.ids()["r0"], place.ids()["r120"]) == (3, 2)
+
+
+def test_the_client_goes_on_with_what_the_command_left(place: Place, tmp_path: Path) -> None:
+    file, journals = written(tmp_path, ".ndjson", rows=600), tmp_path / "home" / "push"
+    assert strike(place, file, "_settle", 2, "SIGKILL") == -signal.SIGKILL
+    sent(place, file, journal_dir=journals, checked=False)
+    assert place.ids() == Counter({f"r{n}": 1 for n in range(600)})
+    assert sent(place, file, journal_dir=journals, checked=False).sent == 0

@@ -12,7 +12,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.kafka.record_batch import Compression, Records, WholeBatch, batches
+from schemas.producer.record_batch import Compression, Records, WholeBatch, batches
 
 MS = 1_767_225_600_000
 PRODUCER = {"producer_id": 7, "producer_epoch": 3, "base_sequence": 11}

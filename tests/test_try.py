@@ -22,7 +22,6 @@ from msgspec.structs import replace as struct_replace
 from infra.command.lab import at_ms
 from infra.kafka import EmbeddedBroker
 from infra.kafka.connection import Connection
-from infra.push.source import FileUnreadable
 from infra.report_page import page
 from infra.scaffold import write
 from schemas import examples
@@ -31,6 +30,7 @@ from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration
 from schemas.job import JobRequested, JobSucceeded
 from schemas.prediction import Predictions
+from schemas.producer.source import FileUnreadable
 from streams.clean import between, cap, dedupe, one_of
 from streams.lab.against import load_against
 from streams.lab.compare import Report, SourceDifference

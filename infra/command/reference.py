@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 FOLDER = Path(__file__).resolve().parent.parent / "pages" / "reference"
 MODULES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "client": ("The service's client", ("schemas.client",)),
+    "client": ("The client: services and producers", ("schemas.client", "schemas.producer")),
     "pipeline": (
         "Pipelines",
         ("streams.pipeline", "streams.window", "schemas.features", "schemas.topics", "streams.testing"),

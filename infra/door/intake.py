@@ -13,8 +13,8 @@ from infra.door.lane import Answer, Lane, Parcel
 from infra.door.stream import UNPROCESSABLE, Record, Refusal
 from infra.door.telegraph import Telegraph
 from infra.kafka.batches import partition_for
-from infra.kafka.partitions import partitions_for
 from infra.logging import logger
+from schemas.producer.partitions import partitions_for
 
 log = logger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from infra.kafka.batches import Header
-from infra.kafka.keys import KeyReader
 from schemas.envelope import ARROW_STREAM, CONFLUENT_AVRO, JSON
+from schemas.producer.keys import KeyReader
 from schemas.topics import CONTENT_TYPE_HEADER, Topic
 
 KAFKA_DEFAULT_BYTES = 1_048_588

@@ -27,7 +27,6 @@ from rich.console import Console
 
 from infra.dataset import CommitRecord, Dataset
 from infra.kafka.connection import Connection
-from infra.kafka.record_batch import Records, WholeBatch, batches
 from infra.kafka.topics import ensure
 from infra.supervisor import Supervised
 from loadtest.ingest import readings, tidemill
@@ -40,6 +39,7 @@ from loadtest.ingest.sides import SIDES
 from loadtest.ingest.target import Target
 from loadtest.ingest.visible import Watch, events_of
 from schemas import topics
+from schemas.producer.record_batch import Records, WholeBatch, batches
 
 TOPIC = "bench.latency"
 MOST_P50_MS, MOST_P99_MS = 300.0, 1_000.0

@@ -23,9 +23,9 @@ from aiokafka.structs import TopicPartition
 
 from infra.kafka.connection import Connection
 from infra.kafka.topics import partitions_of
-from infra.push.encode import Encoder
-from infra.push.source import FileUnreadable, open_source
 from schemas.errors import InvalidConfiguration
+from schemas.producer.encode import Encoder
+from schemas.producer.source import FileUnreadable, open_source
 from streams.decode.columns import schema_of
 from streams.ledger.commit import Partition
 from streams.live.judge import FOLLOWED

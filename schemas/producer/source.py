@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -11,8 +11,8 @@ from typing import BinaryIO
 import msgspec
 import polars as pl
 
-from infra.push.typed import Odd, typed, types_of
-from schemas.errors import Rejected
+from ..errors import Rejected
+from .typed import Odd, typed, types_of
 
 CHUNK_ROWS = 50_000
 STDIN = Path("-")
@@ -109,17 +109,21 @@ def _is_ipc_file(file: Path) -> bool:
 
 
 def _tables(scanned: pl.LazyFrame) -> Iterator[Chunk]:
-    """Batches come in whatever sizes the reader likes: chunks are cut from them."""
-    waiting: list[pl.DataFrame] = []
     try:
-        for batch in scanned.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
-            waiting.append(batch)
-            while sum(t.height for t in waiting) >= CHUNK_ROWS:
-                whole = pl.concat(waiting)
-                yield Chunk(CHUNK_ROWS, table=whole[:CHUNK_ROWS])
-                waiting = [whole[CHUNK_ROWS:]]
+        yield from chunks_of(scanned.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise FileUnreadable(f"the file cannot be read further: {error}") from error
+
+
+def chunks_of(tables: Iterable[pl.DataFrame]) -> Iterator[Chunk]:
+    """Tables come in whatever sizes their reader likes: chunks are cut from them."""
+    waiting: list[pl.DataFrame] = []
+    for table in tables:
+        waiting.append(table)
+        while sum(t.height for t in waiting) >= CHUNK_ROWS:
+            whole = pl.concat(waiting)
+            yield Chunk(CHUNK_ROWS, table=whole[:CHUNK_ROWS])
+            waiting = [whole[CHUNK_ROWS:]]
     rest = pl.concat(waiting) if waiting else None
     if rest is not None and rest.height:
         yield Chunk(rest.height, table=rest)
@@ -149,3 +153,16 @@ def _opened(file: Path) -> BinaryIO:
         return sys.stdin.buffer if file == STDIN else file.open("rb")
     except OSError as error:
         raise FileUnreadable(f"{file} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Frames instead of a file; `rows` is None where they are not there yet."""
+
+    tables: Iterable[pl.DataFrame]
+    rows: int | None
+    file: Path = STDIN
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All events, `CHUNK_ROWS` at a time."""
+        return chunks_of(self.tables)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from infra.kafka.record_batch import bytes_of
+from .record_batch import bytes_of
 
 _SEED = np.uint32(0x9747B28C)
 _M = np.uint32(0x5BD1E995)

@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from infra.kafka.keys import KeyReader
-from infra.kafka.partitions import partitions_for
-from infra.kafka.record_batch import Records
-from infra.push.source import Chunk, FileUnreadable
-from schemas.errors import InvalidConfiguration
+from ..errors import InvalidConfiguration
+from .keys import KeyReader
+from .partitions import partitions_for
+from .record_batch import Records
+from .source import Chunk, FileUnreadable
 
 Form = Literal["json", "arrow"]
 

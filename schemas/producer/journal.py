@@ -1,4 +1,4 @@
-"""How far a push has come: a small file in the home folder, flushed to disk before the next chunks go out.
+"""How far a push has come: a small file, flushed to disk before the next chunks go out.
 
 It is named by the file's path, the topic and the cluster. It says how many chunks the cluster has
 acknowledged, and by partition from where on records of later ones can lie.
@@ -7,15 +7,15 @@ acknowledged, and by partition from where on records of later ones can lie.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from infra import atomic_file
-from infra.push.encode import Form
-from infra.push.source import CHUNK_ROWS
-from schemas.errors import InvalidConfiguration
+from ..errors import InvalidConfiguration
+from .encode import Form
+from .source import CHUNK_ROWS
 
 _LOOKED_AT_BYTES = 65_536
 
@@ -98,14 +98,25 @@ class Journal:
         if not same:
             raise FileChanged(
                 f"{said.events:,} events of {said.file} were pushed as {said.form}, and since then the file "
-                "or that choice has changed: restore it to go on, or push all of it by --from-beginning"
+                "or that choice has changed: restore it to go on, or push all "
+                "of it from the beginning (--from-beginning)"
             )
         self.state = said
         return True
 
     def write(self) -> None:
         """Put it on disk, in one step."""
-        atomic_file.write_bytes(self.path, msgspec.json.encode(self.state))
+        staged = self.path.with_suffix(".new")  # nobody else writes it: this push holds the lock
+        with staged.open("wb") as out:
+            out.write(msgspec.json.encode(self.state))
+            out.flush()
+            os.fsync(out.fileno())
+        staged.replace(self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def fingerprint(file: Path) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
-from infra.kafka.connection import Connection
-from infra.kafka.record_batch import Records
-from schemas.errors import InvalidConfiguration
+from ..errors import InvalidConfiguration
+from .record_batch import Records
 
 _QUIET_S = 1.0
 _LOOK_S = 0.1
@@ -27,14 +27,14 @@ class TopicMadeAnew(InvalidConfiguration):
     """The topic ends before what was acknowledged on it."""
 
 
-async def ends_of(connection: Connection, topic: str, partitions: int, *, quiet: bool) -> list[int]:
+async def ends_of(client: Mapping[str, Any], topic: str, partitions: int, *, quiet: bool) -> list[int]:
     """The next offset of each partition.
 
     Args:
         quiet: wait until none has moved for a second, or three have passed: a request of a process that was
             killed may still be on its way through the broker.
     """
-    consumer = AIOKafkaConsumer(**connection.client_arguments(), enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(**client, enable_auto_commit=False)
     await consumer.start()
     try:
         tps = [TopicPartition(topic, number) for number in range(partitions)]
@@ -51,7 +51,7 @@ async def ends_of(connection: Connection, topic: str, partitions: int, *, quiet:
 
 
 async def arrived(
-    connection: Connection,
+    client: Mapping[str, Any],
     topic: str,
     *,
     floors: Sequence[int],
@@ -76,9 +76,7 @@ async def arrived(
     moved = [n for n in range(len(floors)) if ends[n] > floors[n] and expected[n]]
     if not moved:
         return found
-    consumer = AIOKafkaConsumer(
-        **connection.client_arguments(), enable_auto_commit=False, max_partition_fetch_bytes=4 * 2**20
-    )
+    consumer = AIOKafkaConsumer(**client, enable_auto_commit=False, max_partition_fetch_bytes=4 * 2**20)
     await consumer.start()
     try:
         tps = {n: TopicPartition(topic, n) for n in moved}
