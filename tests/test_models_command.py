@@ -22,6 +22,7 @@ from infra.kafka.topics import ensure
 from infra.model_board import Models
 from infra.page.models import ModelNews
 from schemas import topics
+from schemas.contract import Announcement
 from schemas.errors import InvalidConfiguration
 from schemas.examples import announced
 from schemas.model import (
@@ -33,9 +34,10 @@ from schemas.model import (
     ModelStale,
     OverBound,
 )
-from tests.client_fixtures import published, rolled_back, weights
+from tests.client_fixtures import canaried, published, rolled_back, weights
 from tests.trainer_fixtures import Topics
 from trainers.keys import KeyFolder
+from trainers.trial import NoCanary
 
 FIRST, SECOND = (published("m", version, weights(version), store="http://x/") for version in (1, 2))
 
@@ -181,3 +183,53 @@ def test_the_command_tells_forgeries_from_models(
     unknown = CliRunner().invoke(app, ["models", f"{name}-unknown"])
     assert isinstance(unknown.exception, InvalidConfiguration)
     assert name in str(unknown.exception)
+
+
+def test_a_trial_is_ended_by_hand_once_with_its_reason(
+    kafka: EmbeddedBroker, topic: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, keys = topic("tried"), KeyFolder(tmp_path / "keys")
+    keys.ensure()
+
+    async def say(*events: Announcement) -> None:
+        await ensure(topics.TOPICS, Connection(bootstrap_servers=kafka.bootstrap_servers))
+        async with Topics(kafka.bootstrap_servers) as seen:
+            for event in events:
+                await seen.say(topics.MODELS.name, event)
+
+    def on_trial(version: int, content: int) -> Announcement:
+        return keys.signed(canaried(name, version, weights(content), store="http://x/", beside=1))
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["models", *arguments])
+
+    def answer(*arguments: str) -> Any:
+        return json.loads(run(*arguments, "--json").stdout.splitlines()[-1])  # others' forgeries are logged
+
+    first = keys.signed(published(name, 1, weights(1), store="http://x/"))
+    asyncio.run(say(first, on_trial(2, 2)))
+    monkeypatch.setenv("TIDEMILL_PATHS__HOME", str(tmp_path))
+    monkeypatch.setenv("TIDEMILL_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    live = answer(name)["models"][0]
+    assert (live["version"], live["canary"]["version"], live["canary"]["state"]) == (1, 2, "on trial")
+    assert isinstance(run("canary", name, "--withdraw", "--reason", " ").exception, InvalidConfiguration)
+
+    withdrawn = answer("canary", name, "--withdraw", "--reason", "wrong at night")
+    assert withdrawn == {
+        "name": name,
+        "outcome": "withdrawn",
+        "version": 2,
+        "reason": "by hand: wrong at night",
+    }
+    again = run("canary", name, "--promote", "--reason", "after all")
+    assert isinstance(again.exception, NoCanary)
+    assert f"tidemill models {name}" in str(again.exception)
+
+    asyncio.run(say(on_trial(3, 3)))
+    promoted = answer("canary", name, "--promote", "--reason", "sure enough")
+    assert (promoted["outcome"], promoted["version"]) == ("promoted", 4)
+    rows = answer(name)["models"]
+    assert [(row["version"], row["live"], row["trusted"]) for row in rows] == [
+        (4, True, True),
+        (1, False, True),
+    ]
