@@ -77,7 +77,8 @@ class Walls(Struct, frozen=True, kw_only=True):
     Attributes:
         own: the folder that it has for itself: it reads and writes there whatever else is closed.
         closed: files and folders that it neither reads nor writes, and all beneath them.
-        kept: what it may read and never writes, though it lie in a folder for temporary files.
+        kept: what it may read and never writes, though it lie in a folder for temporary files; the libraries
+            that it runs by are, too.
         writable: where it may write, beside its own folder and that for temporary files.
 
     Wherever nothing else is said it reads, and does not write.
@@ -105,7 +106,7 @@ class Walls(Struct, frozen=True, kw_only=True):
         """
         own = os.path.realpath(self.own)
         closed = _resolved(self.closed)
-        unwritten = [*closed, *_resolved(self.kept)]
+        unwritten = [*closed, *_resolved((*self.kept, sys.prefix, sys.base_prefix))]
         temporary = os.path.realpath(tempfile.gettempdir())
         with _Ruleset() as rules:
             rules.allow("/", _READ, but_not=closed)

@@ -237,7 +237,7 @@ def run_page(played: Road, page: Path) -> None:
     }
     blocks = re.findall(r"^ *```(\w+)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
     assert {kind for kind, _ in blocks} <= {"sh", "python", "toml", "text"}
-    assert any(kind == "sh" for kind, _ in blocks)
+    assert any(kind in {"sh", "python"} for kind, _ in blocks)
     for kind, text in blocks:
         if kind == "toml":
             said = played.project / "snippet.toml"

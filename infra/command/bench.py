@@ -283,15 +283,13 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """What the schedule costs, how soon a job starts, whether kinds of jobs starve, what kills change."""
-    import asyncio
-
-    from infra import atomic_file
+    from infra import atomic_file, stopping
     from loadtest.ingest.result import command_line, now
     from loadtest.jobs.run import measure
 
     configured, began = settings(), now()
     with console.status("") as status:
-        found = asyncio.run(
+        found = stopping.run(
             measure(
                 cache_dir=configured.cache_dir,
                 queued=queued,
@@ -501,8 +499,7 @@ def swap(
     as_json: Json = False,
 ) -> None:
     """Swap a model under load: failed, wrong and slow requests of a service that answers over HTTP."""
-    import asyncio
-
+    from infra import stopping
     from loadtest.swap.run import AT_MOST, Options, measure
 
     try:
@@ -514,7 +511,7 @@ def swap(
     )
     configured = settings()
     with console.status("") as status:
-        result = asyncio.run(measure(options, cache_dir=configured.cache_dir, said=status.update))
+        result = stopping.run(measure(options, cache_dir=configured.cache_dir, said=status.update))
     file = result.write(to or configured.paths.home / "bench")
     found = result.as_json()
     console.print(result.table())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
+from infra import stopping
 from infra.command.app import answers, app, console, settings, with_config
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -68,7 +68,7 @@ def up(
     KeyFolder(configured.paths.signing_keys).ensure()
     environment = {"TIDEMILL_WORKER__PIPELINE": pipeline} if pipeline else {}
     with open_cluster(configured, console=console) as (connection, broker), Supervisor() as supervisor:
-        asyncio.run(ensure(all_declared(), connection))
+        stopping.run(ensure(all_declared(), connection))
         environment["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
         environment["TIDEMILL_PATHS__HOME"] = str(configured.paths.home)
         own = with_config()
@@ -136,7 +136,7 @@ def push(
         from streams.load import load_pipeline
 
         load_pipeline(pipeline)
-    pushed = asyncio.run(
+    pushed = stopping.run(
         push_file(
             settings(),
             topic,
@@ -190,7 +190,7 @@ def trainer() -> None:
     configured = settings()
     configure(configured.log, part="trainer")
     connection = find_cluster(configured) or connect_to(configured.kafka)
-    asyncio.run(run_trainer(configured, connection))
+    stopping.run(run_trainer(configured, connection))
 
 
 @app.command()
@@ -204,7 +204,7 @@ def watch(
     """Follow what Tidemill announces, one line an event, until Ctrl-C."""
     from infra.watch import follow
 
-    asyncio.run(follow(settings(), topics or [], console, from_beginning=from_beginning, as_json=as_json))
+    stopping.run(follow(settings(), topics or [], console, from_beginning=from_beginning, as_json=as_json))
 
 
 @app.command()
@@ -262,7 +262,7 @@ def topics(
     declared = all_declared()
     if create:
         configured = settings()
-        made = asyncio.run(
+        made = stopping.run(
             ensure(
                 declared,
                 the_cluster(configured),

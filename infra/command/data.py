@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import json
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from infra import stopping
 from infra.command.app import answers, app, console, settings
 from schemas.errors import InvalidConfiguration
 
@@ -407,7 +407,7 @@ def _seen_by(text: str, events: Path | None, *, judged: bool) -> tuple[Any, dict
 
     name, slash, number = text.rpartition("/")
     versioned = bool(slash) and number.isdigit()
-    manifests = published_in(events) if events else asyncio.run(published(the_cluster(settings())))
+    manifests = published_in(events) if events else stopping.run(published(the_cluster(settings())))
     manifest = pick(manifests, name if versioned else text, int(number) if versioned else None)
     champion = by_weights(manifests, manifest.name, manifest.lineage.champion_sha256)
     rows = rows_of(manifest, champion=champion, store=ArtifactStore(settings().paths.artifacts))
@@ -428,7 +428,7 @@ def kept(pipeline: PipelineOption = None, as_json: Json = False) -> None:
     from streams.ledger.retention import references
 
     declared, uri = _place(pipeline)
-    found = asyncio.run(references(the_cluster(settings()), uri))
+    found = stopping.run(references(the_cluster(settings()), uri))
     by_version: dict[int, list[str]] = {}
     for kind, each in (("model", found.models), ("job", found.jobs)):
         for name, versions in each.items():

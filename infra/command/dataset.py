@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import json
 from typing import Annotated
 
 import typer
 
+from infra import stopping
 from infra.command.app import app, console, settings
 
 dataset = typer.Typer(
@@ -47,7 +47,7 @@ def accept_gap(
             err=True,
         )
     who = by or getpass.getuser()
-    gap, version = asyncio.run(
+    gap, version = stopping.run(
         accept(loaded, configured.paths.dataset, connection, (topic, partition), by=who)
     )
     console.print(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
 
+from infra import stopping
 from infra.command.app import app, console, settings, with_config
 
 
@@ -38,4 +38,4 @@ def door(
         run_several(configured, [*with_config(), "door", "--beside", *of_pipeline], console)
         return
     connection = find_cluster(configured) or connect_to(configured.kafka)
-    asyncio.run(run_door(configured, connection, console, shares_port=beside))
+    stopping.run(run_door(configured, connection, console, shares_port=beside))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from infra import stopping
 from infra.command.app import answers, app, console, settings
 from infra.command.drawing import drawn_into
 from schemas import topics
@@ -67,15 +67,15 @@ def jobs(
         raise AssertionError("following never ends by itself")
 
     if job_id is not None and kubernetes:
-        items = asyncio.run(_as_kubernetes(connection, job_id))
+        items = stopping.run(_as_kubernetes(connection, job_id))
         print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2))
         return
     if job_id is not None:
-        job = asyncio.run(now()).jobs.get(job_id)
+        job = stopping.run(now()).jobs.get(job_id)
         if job is None:
             raise InvalidConfiguration(f"no job {job_id} is known; `tidemill jobs --all` lists them")
         if stop:
-            asyncio.run(ask_to_stop(configured, job_id, reason="stopped by `tidemill jobs --stop`"))
+            stopping.run(ask_to_stop(configured, job_id, reason="stopped by `tidemill jobs --stop`"))
             console.print(f"{job_id} is told to end")
         if plot:
             draw(job, plot)
@@ -87,14 +87,14 @@ def jobs(
         return
 
     if as_json:
-        board = asyncio.run(now())
+        board = stopping.run(now())
         shown = _shown(board, everything=everything)
         print(json.dumps({"jobs": [job.as_json(_now_ms(), with_curve=False) for job in shown]}))
     elif once or not answers.is_terminal:
-        shown = table(_shown(asyncio.run(now()), everything=everything))
+        shown = table(_shown(stopping.run(now()), everything=everything))
         (answers if answers.is_terminal else Console(width=_PIPED_WIDTH)).print(shown)
     else:
-        asyncio.run(_watch(follow(connection), everything=everything))
+        stopping.run(_watch(follow(connection), everything=everything))
 
 
 async def _as_kubernetes(connection: Connection, job_id: str) -> list[dict[str, Any]]:
@@ -245,13 +245,13 @@ def train(
 
     configured = settings()
     asked = wanted(pipeline, experiment, given(param or []), seed)
-    job = asyncio.run(submit(configured, asked, priority=priority, why=why or "asked for by a person"))
+    job = stopping.run(submit(configured, asked, priority=priority, why=why or "asked for by a person"))
     console.print(f"asked for {job.job_id}", highlight=False)
     if not wait:
         if as_json:
             print(json.dumps({"job_id": job.job_id}))
         return
-    came = asyncio.run(ended(configured, job.job_id))
+    came = stopping.run(ended(configured, job.job_id))
     if as_json:
         print(json.dumps(came.as_json(_now_ms(), with_curve=True)))
     else:
@@ -309,7 +309,7 @@ def _from_pipeline(named: str | None) -> Experiment:
 
     dataset, _ = live_dataset(configured.paths.dataset, loaded.pipeline.name)
     excluded = [each.span for each in excluded_at(str(dataset))] if dataset.is_dir() else []
-    return experiment_now(loaded, asyncio.run(windows()), excluded)
+    return experiment_now(loaded, stopping.run(windows()), excluded)
 
 
 def given(params: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import json
 import tempfile
@@ -17,6 +16,7 @@ import typer
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from infra import stopping
 from infra.command.app import answers, app, console, settings
 from infra.settings import Settings
 from schemas.errors import InvalidConfiguration
@@ -104,7 +104,7 @@ def try_rules(
                 )
 
     with tempfile.TemporaryDirectory(prefix="tidemill-try-") as folder:
-        report = asyncio.run(run(Path(folder)))
+        report = stopping.run(run(Path(folder)))
     show(report, html=html, as_json=as_json, title=f"{report.pipeline}: edited rules, tried")
 
 
@@ -165,7 +165,7 @@ def replay(
                     progress=lambda done: bar.update(task, completed=done),
                 )
 
-    events = asyncio.run(run())
+    events = stopping.run(run())
     report = replaying.report_on(
         live,
         edited,
@@ -217,7 +217,7 @@ def switch(
     if back and newest is None:
         raise InvalidConfiguration(f"pipeline {live.pipeline.name} was never switched: nothing to take back")
     to = folder.name if keep else newest.before if back and newest is not None else version_name(new)
-    done = asyncio.run(
+    done = stopping.run(
         switching.switch(
             live,
             new,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import sys
@@ -15,6 +14,7 @@ import msgspec
 import typer
 from rich.tree import Tree
 
+from infra import stopping
 from infra.command.app import answers, app, console, settings
 from infra.command.cluster import the_cluster
 from schemas.errors import Rejected
@@ -76,7 +76,7 @@ def reproduce(
     for digest in filter(None, (manifest.artifact.sha256, manifest.lineage.champion_sha256)):
         if stores.remote is not None:
             with contextlib.suppress(Rejected):  # what is missing is told with the rest
-                asyncio.run(stores.bring(digest))
+                stopping.run(stores.bring(digest))
     sys.path.append(str(Path.cwd()))  # where a trainer finds a project's own code, too
     # What user code prints is no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
@@ -105,7 +105,7 @@ def reproduce(
 def _manifests(events: Path | None) -> list[Manifest]:
     from infra.history import published, published_in
 
-    return published_in(events) if events else asyncio.run(published(the_cluster(settings())))
+    return published_in(events) if events else stopping.run(published(the_cluster(settings())))
 
 
 def _tree(manifest: Manifest) -> Tree:

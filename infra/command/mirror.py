@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infra import stopping
 from infra.command.app import app, console, settings
 from infra.command.cluster import the_cluster
 from schemas.errors import InvalidConfiguration
@@ -67,7 +67,7 @@ def _mirror(told: Mlflow | Collector, url: str, *, follow: bool, as_json: bool) 
         async with told:
             return await told_to(connection, told.take, follow=follow)
 
-    events = asyncio.run(run())
+    events = stopping.run(run())
     console.print(f"{url} was told of {events:,} events", highlight=False)
     if as_json:
         print(json.dumps({"url": url, "events": events}))

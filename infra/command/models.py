@@ -4,7 +4,6 @@ end of artifacts that nobody can still ask for.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from infra import stopping
 from infra.command.app import answers, app, console, settings
 from infra.command.cluster import the_cluster
 from infra.settings import Settings
@@ -60,7 +60,7 @@ def models(
     from infra.model_board import read_models
 
     configured = settings()
-    found = asyncio.run(read_models(the_cluster(configured), trusted=_trusted(configured)))
+    found = stopping.run(read_models(the_cluster(configured), trusted=_trusted(configured)))
     rows = found.rows(model)
     if model is not None and not rows:
         known = ", ".join(sorted({row["name"] for row in found.rows()})) or "none yet"
@@ -129,7 +129,7 @@ def vacuum(
     configured = settings()
     retention = Retention.of(configured.store, keep_hours=keep_hours)
     with console.status("asking what is needed …"):
-        done = asyncio.run(
+        done = stopping.run(
             vacuum_once(
                 the_cluster(configured),
                 Stores.of(configured),
@@ -185,8 +185,8 @@ def canary(
     if not reason.strip():
         raise InvalidConfiguration("a trial that is ended by hand needs a reason: its numbers are not there")
     connection = the_cluster(configured)
-    asyncio.run(reach(connection, timeout_s=configured.doctor.connect_timeout_s))
-    event = asyncio.run(end_by_hand(configured, connection, name=model, promote=promote, reason=reason))
+    stopping.run(reach(connection, timeout_s=configured.doctor.connect_timeout_s))
+    event = stopping.run(end_by_hand(configured, connection, name=model, promote=promote, reason=reason))
     version = event.manifest.version if isinstance(event, CanaryPromoted) else event.version
     outcome = "promoted" if isinstance(event, CanaryPromoted) else "withdrawn"
     if as_json:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated
 
 import typer
 
+from infra import stopping
 from infra.command.app import app, console, settings
 from infra.command.cluster import the_cluster
 
@@ -25,9 +25,9 @@ def page(
     configured = settings()
     connection = the_cluster(configured)
     if as_json:
-        print(json.dumps(asyncio.run(read_once(configured, connection))))
+        print(json.dumps(stopping.run(read_once(configured, connection))))
         return
     configure(configured.log, part="page")
     said = whereabouts(configured, to_a_person=console.is_terminal)
     console.print(said, highlight=False, soft_wrap=True)
-    asyncio.run(serve(configured, connection))
+    stopping.run(serve(configured, connection))

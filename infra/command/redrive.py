@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated
 
 import typer
 
+from infra import stopping
 from infra.command.app import app, console, settings
 from infra.command.cluster import the_cluster
 from schemas.dead_letter import DeadLetter, RecordRedriven
@@ -29,7 +29,7 @@ def redrive(
     from infra.page.redrive import redrive as push_again
 
     connection = the_cluster(settings())
-    letters, pushed = asyncio.run(_read())
+    letters, pushed = stopping.run(_read())
     chosen = [
         letter
         for letter_id, letter in letters.items()
@@ -41,7 +41,7 @@ def redrive(
     ]
     if chosen and not yes:
         typer.confirm(f"Push {len(chosen)} records back to their topics?", abort=True, err=True)
-    answers = asyncio.run(push_again(connection, chosen)) if chosen else []
+    answers = stopping.run(push_again(connection, chosen)) if chosen else []
     failed = [each for each in answers if "error" in each]
     if as_json:
         print(json.dumps({"letters": answers}))

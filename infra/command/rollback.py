@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated
 
 import typer
 
+from infra import stopping
 from infra.command.app import app, console, settings
 from infra.command.cluster import the_cluster
 from schemas.errors import InvalidConfiguration
@@ -30,8 +30,8 @@ def rollback(
     if not reason.strip():
         raise InvalidConfiguration("a rollback needs a reason: whoever asks later has nothing else to go by")
     connection = the_cluster(configured)
-    asyncio.run(reach(connection, timeout_s=configured.doctor.connect_timeout_s))
-    event = asyncio.run(roll_back(configured, connection, name=model, to_version=to, reason=reason))
+    stopping.run(reach(connection, timeout_s=configured.doctor.connect_timeout_s))
+    event = stopping.run(roll_back(configured, connection, name=model, to_version=to, reason=reason))
     if as_json:
         said = {"name": model, "version": event.manifest.version, "sha256": event.manifest.artifact.sha256}
         print(json.dumps({**said, "from_version": event.from_version, "to_artifact_of_version": to}))

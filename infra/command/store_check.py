@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
+from infra import stopping
 from infra.doctor import Check
 from infra.settings_model import Settings
 from schemas.errors import InvalidConfiguration
@@ -30,7 +30,7 @@ def artifact_store(settings: Settings) -> Iterator[Check]:
     try:
         store = object_store(impatient)
         assert store is not None
-        asyncio.run(store.probe())
+        stopping.run(store.probe())
     except (StoreAway, InvalidConfiguration) as error:
         yield Check(name="store", ok=False, detail=str(error), remedy=remedy)
         return

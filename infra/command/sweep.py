@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +10,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
+from infra import stopping
 from infra.command.app import answers, app, console, settings
 from infra.command.drawing import drawn_into
 from infra.command.jobs import given, wanted
@@ -65,7 +65,7 @@ def sweep(
     )
     connection = connected(configured)
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        study = asyncio.run(
+        study = stopping.run(
             sweeping.run(
                 plan,
                 connection,
@@ -79,8 +79,8 @@ def sweep(
         draw(study, plot, measure)
     if publish:
         job = sweeping.proposal(plan, best)
-        asyncio.run(announce(connection, [job]))
-        came = asyncio.run(ended(configured, job.job_id))
+        stopping.run(announce(connection, [job]))
+        came = stopping.run(ended(configured, job.job_id))
         answer["challenger"] = {"job_id": job.job_id, "state": came.state, "reason": came.reason}
     if as_json:
         print(json.dumps(answer))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from infra import stopping
 from infra.command.app import answers, console, settings
 from infra.command.dataset import dataset
 from infra.settings import Settings
@@ -152,7 +152,7 @@ def vacuum(
             "no broker runs here, so nobody can say which versions models and jobs refer to; start one by "
             "`tidemill up`, or name your cluster. Nothing was deleted"
         )
-    found = asyncio.run(references(connection, uri))
+    found = stopping.run(references(connection, uri))
     deleted = vacuum_once(
         uri, keep=found.versions(), keep_hours=keep_hours or configured.upkeep.keep_hours, dry_run=dry_run
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from infra import stopping
 from infra.command.app import answers, app, settings
 from infra.command.cluster import the_cluster
 
@@ -29,7 +29,7 @@ def why(
     from infra.why import listen, why_not
     from infra.why import why as why_model
 
-    told = asyncio.run(listen(the_cluster(settings())))
+    told = stopping.run(listen(the_cluster(settings())))
     if date is not None:
         accounts = why_not(told, model, date)
         if as_json:

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from infra import stopping
 from infra.dataset import Dataset
 from infra.demo.flights import DAY_MS, FIRST_DAY_MS
 from infra.demo.observer import Observer, Seen
@@ -75,9 +76,9 @@ class Demo:
         began = time.monotonic()
         self.home.mkdir(parents=True, exist_ok=True)
         with self._cluster() as connection, self._supervisor:
-            asyncio.run(ensure(topics.TOPICS, connection))
+            stopping.run(ensure(topics.TOPICS, connection))
             self._start_processes(connection)
-            return asyncio.run(self._play(connection, began))
+            return stopping.run(self._play(connection, began))
 
     @contextmanager
     def _cluster(self) -> Iterator[Connection]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
+from infra import stopping
 from infra.lab.policies.declared import Policy
 from infra.lab.policies.recorded import Recorded, record
 from infra.lab.policies.training import Trainings
 from infra.lab.policies.walk import Walked, walk
 from streams.load import Loaded
 
-T = TypeVar("T")
 Progress = Callable[[str, int, int], object]
 """Told what is under way, how much of it is done, and of how much."""
 
@@ -53,48 +50,7 @@ def run(
         progress=lambda version, newest: progress("reading the stream", version + 1, newest + 1),
     )
     at_once = processes or len(os.sched_getaffinity(0))
-    return recorded, _stoppable(_walk_all(loaded, recorded, policies, folder, at_once, progress))
-
-
-def _stoppable(work: Coroutine[Any, Any, T]) -> T:
-    """Run it in a loop of its own; a signal cancels it, and is handled as ever once all is cleaned up.
-
-    A handler that raises would do so wherever the loop is: in the middle of a model's code, which may
-    take what is raised for its own failure.
-    """
-    got: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        signals = ()  # no other thread may handle any
-
-    async def watched() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        def stop(number: int) -> None:
-            if not got:  # a second one must not break off the cleaning up
-                task.cancel()
-            got.append(number)
-
-        for number in signals:
-            loop.add_signal_handler(number, stop, number)
-        try:
-            return await work
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    before = {number: signal.getsignal(number) for number in signals}
-    try:
-        return asyncio.run(watched())
-    except asyncio.CancelledError:
-        if not got:
-            raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    signal.raise_signal(got[0])
-    raise asyncio.CancelledError  # whoever handles that signal goes on
+    return recorded, stopping.run(_walk_all(loaded, recorded, policies, folder, at_once, progress))
 
 
 async def _walk_all(
