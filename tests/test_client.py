@@ -434,7 +434,7 @@ async def test_no_question_fails_while_models_are_swapped(
         events.append(published(name, version, content, store=store.url))
     stopped = threading.Event()
     wrong: list[object] = []
-    seen: set[int] = set()
+    seen = {version: threading.Event() for version in expected}
 
     def ask_on() -> int:
         asked = 0
@@ -443,7 +443,7 @@ async def test_no_question_fails_while_models_are_swapped(
                 model = following.current
                 assert model is not None
                 assert model.predict(QUESTION).tolist() == pytest.approx(expected[model.version])
-                seen.add(model.version)
+                seen[model.version].set()
                 asked += 1
             except BaseException as error:
                 wrong.append(error)
@@ -453,14 +453,16 @@ async def test_no_question_fails_while_models_are_swapped(
         await cluster.say(events[0])
         await adopted(cluster, following, 1)
         askers = [asyncio.create_task(asyncio.to_thread(ask_on)) for _ in range(3)]
+        await asyncio.to_thread(seen[1].wait, 30)
         for event in events[1:]:
             await cluster.say(event)
             await adopted(cluster, following, event.manifest.version)
+            await asyncio.to_thread(seen[event.manifest.version].wait, 30)
         stopped.set()
         asked = await asyncio.gather(*askers)
     assert wrong == []
     assert min(asked) > 0
-    assert {1, 8} <= seen
+    assert all(answered.is_set() for answered in seen.values())
 
 
 async def test_a_model_that_takes_what_the_service_cannot_give_is_refused_before_it_is_fetched(

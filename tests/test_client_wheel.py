@@ -226,5 +226,7 @@ async def test_a_producer_sends_frames_and_files_with_the_wheel_alone(
     page = PRODUCER_PAGE.read_text()
     program = page.partition("```python\n")[2].partition("```")[0]
     site = environment(tmp_path / "site", wheel, "send")
-    program = program.replace("localhost:9092", cluster.bootstrap_servers)
+    program = program.replace("from schemas.", "from tidemill.").replace(
+        "kafka-1:9092", cluster.bootstrap_servers
+    )
     assert await run_service(tmp_path / "producer", site, program=program) == [1, 1, 0]
