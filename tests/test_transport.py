@@ -6,8 +6,10 @@ Beside the frames stands aiokafka's own iterator over the same records, as the j
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import random
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +28,7 @@ from infra.kafka import EmbeddedBroker
 from infra.kafka.storage import NODE_ID
 from streams.dead_letter import dead_letter
 from streams.decode.records import Decoder
+from streams.transport import fetch
 from streams.transport.fetch import MOST_FETCH_BYTES, _drain, fetch_bytes
 from streams.transport.frame import Frame, read_frame
 from streams.transport.inflate import MAX_BATCH_BYTES, Batches
@@ -171,6 +174,27 @@ async def test_a_running_consumer_takes_another_bound_of_its_fetches(
     assert counts[1] > 5
 
 
+async def test_what_was_read_is_let_go_of_at_once_and_not_by_the_garbage_collector(
+    kafka: EmbeddedBroker, create_topic: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await create_topic("let-go")
+    read: list[weakref.ref[PartitionRecords]] = []
+
+    def noted(records: PartitionRecords, **where: Any) -> Frame | None:
+        read.append(weakref.ref(records))
+        return read_frame(records, **where)
+
+    monkeypatch.setattr(fetch, "read_frame", noted)
+    async with reader(kafka, topic) as consumer, writer(kafka) as producer:
+        await producer.send_and_wait(topic, bytes(200_000), partition=0)
+        gc.disable()
+        try:
+            await frames_from(consumer, topic, 0, 1)
+            assert [each() for each in read] == [None] * len(read) != []
+        finally:
+            gc.enable()
+
+
 async def test_a_running_consumer_takes_other_least_bytes_of_its_fetches(
     kafka: EmbeddedBroker, create_topic: Create
 ) -> None:
@@ -180,7 +204,7 @@ async def test_a_running_consumer_takes_other_least_bytes_of_its_fetches(
         assert fetcher is not None
         await producer.send_and_wait(topic, bytes(10), partition=0)
         await frames_from(consumer, topic, 0, 1)  # the fetch after it was asked for by the bytes before
-        fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = 20_000, 30_000
+        fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = 20_000, 8_000
         await producer.send_and_wait(topic, bytes(10), partition=0)
         frames = await frames_on(fetcher, topic, 2)
         sending = asyncio.create_task(_send_one_by_one(producer, topic, 40, 1_000))

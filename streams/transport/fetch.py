@@ -288,6 +288,9 @@ def _take(fetched: FetchResult, tp: TopicPartition) -> Frame | None:
     records = fetched._partition_records
     if records is None:  # read to its end
         return None
+    # A generator that is never begun and holds the records that hold it: with it the whole response of the
+    # broker would stay until the garbage collector's next full round, hundreds of megabytes later.
+    records._records_iterator = None
     frame = read_frame(records, topic=tp.topic, partition=tp.partition)
     fetched._update_position()
     fetched._partition_records = None
