@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from schemas.client import load as loading
 from schemas.client.aside import aside, breathe
@@ -43,6 +44,20 @@ def test_what_fails_inside_leaves_the_turns_as_they_were() -> None:
     with pytest.raises(ZeroDivisionError), aside():
         _ = 1 / 0
     assert sys.getswitchinterval() == before_s
+
+
+def test_weights_are_looked_at_and_copied_whole_though_a_part_at_a_time() -> None:
+    weights = torch.arange(40_000.0).reshape(200, 200)
+    layer = torch.nn.Linear(200, 200, bias=False)
+    with loading._in_parts():
+        layer.load_state_dict({"weight": weights})
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            layer.load_state_dict({"weight": weights[:1]})
+    assert torch.equal(layer.weight, weights)
+    assert loading._is_finite(weights)
+    weights[-1, -1] = float("nan")
+    assert not loading._is_finite(weights)
+    assert loading._is_finite(torch.empty(0))
 
 
 def test_work_aside_pauses_for_longer_than_it_has_worked_and_other_work_never() -> None:

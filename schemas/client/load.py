@@ -17,6 +17,9 @@ from .errors import ModelUnusable, UnfitColumns
 # a client without torch can still read events.
 _PACKAGE = __name__.rpartition(".client")[0]
 _ARCHITECTURES = {"tabular": (f"{_PACKAGE}.tabular", "TabularNetwork")}
+# So few numbers torch computes in the thread that asks. More go to a pool as large as the machine, whose
+# threads spin for each other on the cores that answers need.
+_PART = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +132,42 @@ def _network(manifest: Manifest, content: bytes) -> Any:
     architecture = getattr(importlib.import_module(module), name)
     with _at_most(sum(tensor.numel() for tensor in weights.values())):
         network = architecture.from_config(manifest.config)
-    breathe()
-    network.load_state_dict(weights)
+    with _in_parts():
+        network.load_state_dict(weights)
     network.requires_grad_(False)
     return network.eval()
 
 
 def _is_finite(tensor: Any) -> bool:
-    breathe()
-    return bool(tensor.isfinite().all())
+    for part in tensor.flatten().split(_PART):
+        breathe()
+        if not part.isfinite().all():
+            return False
+    return True
+
+
+def _alike(into: Any, of: Any) -> bool:
+    """Whether one can be copied to the other a part at a time, by views of both."""
+    return into.shape == of.shape and into.is_contiguous() and of.is_contiguous()
+
+
+def _in_parts() -> contextlib.AbstractContextManager[Any]:
+    """Tensors are copied inside a part at a time."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Parted(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            breathe()
+            if func is not torch.Tensor.copy_ or not _alike(*args[:2]):
+                return func(*args, **(kwargs or {}))
+            into, of = (each.flatten().split(_PART) for each in args[:2])
+            for one, other in zip(into, of, strict=True):
+                one.copy_(other)
+                breathe()
+            return args[0]
+
+    return Parted()
 
 
 def _at_most(allowed: int) -> contextlib.AbstractContextManager[Any]:
