@@ -5,6 +5,8 @@ What must come out is counted here from the source files alone, by code that sha
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import csv
 import importlib.util
 import io
@@ -25,6 +27,11 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
+from rich.console import Console
+
+from infra.demo.run import Demo
+from infra.settings_model import Paths, Settings
+from infra.supervisor import Supervised
 
 DAYS = 37  # two trainings of the live model, and January's
 YEAR_BEGINS = datetime(2013, 1, 1, 5, tzinfo=UTC)  # midnight in New York
@@ -203,3 +210,27 @@ def end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.terminate()
         process.wait(30)
+
+
+def test_what_is_killed_is_started_again_also_while_the_player_waits_for_nothing_else(tmp_path: Path) -> None:
+    demo = Demo(Settings(paths=Paths(home=tmp_path)), days=1, console=Console(quiet=True))
+    begun = tmp_path / "begun"
+    program = f"import time; open({str(begun)!r}, 'a').write('begun '); time.sleep(60)"
+    part = Supervised("part", [sys.executable, "-c", program], tmp_path / "part.log")
+
+    async def until_begun_again() -> str:
+        # As a send to a dead broker does: it asks for nothing to be started, and waits for it.
+        while len((words := begun.read_text() if begun.exists() else "").split()) < 2:
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if words and program in child.cmdline():
+                        child.kill()
+            await asyncio.sleep(0.1)
+        return words
+
+    with demo._supervisor as supervisor:
+        supervisor.start(part)
+        assert (
+            asyncio.run(asyncio.wait_for(demo._kept_alive(until_begun_again()), 30)).split() == ["begun"] * 2
+        )
+    assert part.restarts >= 1

@@ -210,6 +210,8 @@ def test_a_switch_that_was_broken_off_lets_no_worker_begin_and_goes_on(road: Roa
     told = road.answered("switch", road.new.name, "--against", road.old.name, "--reason", "once more")
     assert told["epoch"] == 3
     with road.worker(road.new) as worker:
+        # The dataset may hold all already: that alone does not say that the worker can be asked to end.
+        wait_until(lambda: worker.assert_runs() and "Starting..." in worker.log(), "it has begun")
         wait_until(lambda: worker.assert_runs() and road.outcome(road.replayed).holds_all(), "it runs")
         assert worker.end() == 0
     assert_exactly_once(road.outcome(road.replayed))

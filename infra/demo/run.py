@@ -8,10 +8,10 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiokafka import AIOKafkaProducer
@@ -40,10 +40,13 @@ from schemas.errors import InvalidConfiguration, Retryable
 from schemas.job import JobRequested
 from trainers.keys import KeyFolder
 
+T = TypeVar("T")
+
 PIPELINE = "flights"
 STATIC = "flights-january"
 JANUARY_DAYS = 31
 _PATIENCE_S = 120.0
+_LOOK_S = 0.5
 
 
 class DemoStuck(Retryable):
@@ -78,7 +81,7 @@ class Demo:
         with self._cluster() as connection, self._supervisor:
             stopping.run(ensure(topics.TOPICS, connection))
             self._start_processes(connection)
-            return stopping.run(self._play(connection, began))
+            return stopping.run(self._kept_alive(self._play(connection, began)))
 
     @contextmanager
     def _cluster(self) -> Iterator[Connection]:
@@ -128,6 +131,18 @@ class Demo:
             self._restarts["broker"] += 1
             self.console.log("the broker was killed and is started again")
 
+    async def _kept_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it, and all the while start again what was killed: the broker, too, that it may wait for."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                self._keep_alive()
+                await asyncio.wait({task}, timeout=_LOOK_S)
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     async def _play(self, connection: Connection, began: float) -> tuple[Report, Scores]:
         player = await asyncio.to_thread(Player, connection, days=self.days)
         observer = Observer(connection)
@@ -146,19 +161,13 @@ class Demo:
                     await self._settle(observer, producer, day)
                     advance(day, observer.seen)
                     self._on_day(day)
-                    await self._linger(day_began_s + self.day_s)
+                    await asyncio.sleep(max(0.0, day_began_s + self.day_s - time.monotonic()))
             await self._until_answered(observer)
             return await self._report(observer.seen, player, began)
         finally:
             await player.stop()
             await observer.stop()
             await producer.stop()
-
-    async def _linger(self, until_s: float) -> None:
-        """Let a day last as long as it was asked to; what is killed meanwhile is started again."""
-        while (left_s := until_s - time.monotonic()) > 0:
-            self._keep_alive()
-            await asyncio.sleep(min(left_s, 1.0))
 
     async def _settle(self, observer: Observer, producer: AIOKafkaProducer, day: int) -> None:
         """Wait until the day's window is decided on, and what was decided is done and adopted."""
@@ -220,7 +229,6 @@ class Demo:
         deadline = time.monotonic() + _PATIENCE_S
 
         def meanwhile() -> None:
-            self._keep_alive()
             if time.monotonic() > deadline:
                 log_file = self.settings.paths.logs / f"{whose}.log"
                 raise DemoStuck(
