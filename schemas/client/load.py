@@ -138,8 +138,12 @@ def _network(manifest: Manifest, content: bytes) -> Any:
     return network.eval()
 
 
+def _parts(tensor: Any) -> Any:
+    return tensor.flatten().split(_PART)
+
+
 def _is_finite(tensor: Any) -> bool:
-    for part in tensor.flatten().split(_PART):
+    for part in _parts(tensor):
         breathe()
         if not part.isfinite().all():
             return False
@@ -161,11 +165,11 @@ def _in_parts() -> contextlib.AbstractContextManager[Any]:
             breathe()
             if func is not torch.Tensor.copy_ or not _alike(*args[:2]):
                 return func(*args, **(kwargs or {}))
-            into, of = (each.flatten().split(_PART) for each in args[:2])
-            for one, other in zip(into, of, strict=True):
+            into, of = args[:2]
+            for one, other in zip(_parts(into), _parts(of), strict=True):
                 one.copy_(other)
                 breathe()
-            return args[0]
+            return into
 
     return Parted()
 
