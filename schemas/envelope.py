@@ -143,10 +143,19 @@ def unwrap(envelope: Envelope) -> Announcement:
     Raises:
         NotAnAnnouncement: the type is unknown, or the data break the type's contract.
     """
+    return unwrap_as(envelope, contract_of(envelope))
+
+
+def contract_of(envelope: Envelope) -> type[Announcement]:
+    """The announcement's type, by what the envelope says.
+
+    Raises:
+        NotAnAnnouncement: the type is unknown.
+    """
     contract = announcement_for(envelope.type)
     if contract is None:
         raise NotAnAnnouncement(f"event type {envelope.type!r} is not declared in schemas; update the client")
-    return unwrap_as(envelope, contract)
+    return contract
 
 
 def unwrap_as(envelope: Envelope, contract: type[A]) -> A:

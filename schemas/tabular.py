@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .aside import breathe
+
 Columns = Mapping[str, Any]
 
 _CLIP = 4.0
@@ -50,6 +52,7 @@ class TabularNetwork(nn.Module):
         self._categorical = self.config["categorical"]
         self._numeric = self.config["numeric"]
         self._calendar = self.config.get("calendar")
+        breathe()
         self._knots = [
             np.array(c["knots"], dtype=np.float64) if "knots" in c else None for c in self._numeric
         ]
@@ -81,6 +84,7 @@ class TabularNetwork(nn.Module):
         rows = len(next(iter(columns.values()))) if columns else 0
         codes = np.zeros((rows, len(self._categorical)), dtype=np.int64)
         for i, (declared, known) in enumerate(zip(self._categorical, self._codes, strict=True)):
+            breathe()
             if i in self._pairs:
                 first, second = (codes[:, self._place[name]] for name in declared["of"])
                 codes[:, i] = self._pairs[i].codes(first, second)
@@ -88,8 +92,10 @@ class TabularNetwork(nn.Module):
                 codes[:, i] = _looked_up(columns[declared["name"]], known)
         values = np.full((rows, len(self._numeric)), np.nan)
         for i, (declared, knots) in enumerate(zip(self._numeric, self._knots, strict=True)):
+            breathe()
             if declared["name"] in columns:
                 values[:, i] = _scaled(_floats(columns[declared["name"]]), declared, knots)
+        breathe()
         absent = ~np.isfinite(values)
         values[absent] = 0.0
         return (
@@ -100,6 +106,7 @@ class TabularNetwork(nn.Module):
 
     def forward(self, codes: torch.Tensor, values: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
         """Logits (N,)."""
+        breathe()
         parts = [embedding(codes[:, i]) for i, embedding in enumerate(self.embeddings.values())]
         return self.head(torch.cat([*parts, values, absent], dim=1)).squeeze(1)
 
@@ -144,6 +151,7 @@ class TabularNetwork(nn.Module):
         return True
 
     def _pairs_known(self, i: int) -> _Pairs:
+        breathe()
         first, second = (self._codes[self._place[name]] for name in self._categorical[i]["of"])
         known = {
             (first[one], second[other]): code
@@ -209,7 +217,14 @@ def _offset_ms(hour: int, where: ZoneInfo) -> int:
 
 def _codes(vocabulary: Sequence[Any]) -> dict[Any, int]:
     """Code of each word, from 1; pairs come as lists once they have been JSON."""
-    return {tuple(w) if isinstance(w, list) else w: i + 1 for i, w in enumerate(vocabulary)}
+    breathe()
+    codes = range(1, len(vocabulary) + 1)
+    try:
+        return dict(zip(vocabulary, codes, strict=True))
+    except TypeError:  # lists are no keys
+        return {
+            tuple(w) if isinstance(w, list) else w: code for w, code in zip(vocabulary, codes, strict=True)
+        }
 
 
 def _looked_up(column: Any, known: Mapping[Any, int]) -> np.ndarray:

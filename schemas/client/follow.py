@@ -17,7 +17,7 @@ import msgspec
 from aiokafka import ConsumerRecord
 
 from .. import topics, trace
-from ..envelope import NotAnAnnouncement, open_record, unwrap
+from ..envelope import NotAnAnnouncement, contract_of, open_record
 from ..errors import Rejected, Retryable
 from ..model import AdoptionRefused, CurrentModel, Manifest, ModelAdopted, ModelFresh, ModelStale, OverBound
 from ..signature import SignatureRefused, SignerUnknown, TrustedKeys
@@ -52,6 +52,17 @@ class Answering:
     def why(self) -> str:
         """Why the model is stale, in words; empty: it is not, or it is not flagged."""
         return words(self.stale)
+
+
+class _Version(msgspec.Struct):
+    name: str
+    version: int
+
+
+class _Claim(msgspec.Struct):
+    """As much of a model event as says whether it is wanted."""
+
+    manifest: _Version
 
 
 class ModelFollower:
@@ -355,29 +366,32 @@ class ModelFollower:
         """A record about this model: for `ModelLog`."""
         try:
             envelope = open_record(record.key, record.value, record.headers)
-            event = unwrap(envelope)
-        except NotAnAnnouncement as error:
+            if not issubclass(contract_of(envelope), CurrentModel):
+                return
+            self._consider(envelope.data)
+        except (NotAnAnnouncement, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("a record about %s at offset %s is passed over: %s", self.name, record.offset, error)
             return
-        if isinstance(event, CurrentModel):
-            self._consider(envelope.data)
-            if self._newest is not None and self._newest_event is envelope.data:
-                self._place = self._newest.version, trace.place_of(envelope.extensions.get(trace.TRACEPARENT))
+        if self._newest is not None and self._newest_event is envelope.data:
+            self._place = self._newest.version, trace.place_of(envelope.extensions.get(trace.TRACEPARENT))
 
     def _consider(self, event: bytes) -> None:
-        """Make it the newest, if it is newer and signed as it must be: a forgery holds up no version."""
-        manifest = msgspec.json.decode(event, type=CurrentModel).manifest
-        if not self._is_wanted(manifest):
+        """Make it the newest, if it is newer and signed as it must be: a forgery holds up no version.
+
+        It is read whole once: a vocabulary of thousands of words takes the event loop from the answers.
+
+        Raises:
+            msgspec.DecodeError, UnicodeDecodeError: it breaks the contract of a model event.
+        """
+        if not self._is_wanted(msgspec.json.decode(event, type=_Claim).manifest):
             return
         try:
             manifest = self._vouched(event)
-        except SignatureRefused as error:
-            self._refuse(manifest, error)
-            return
-        except SignerUnknown as error:
-            self._refuse(manifest, error)
-            self._unknown_signer = event
-            self._poked.set()
+        except (SignatureRefused, SignerUnknown) as error:
+            self._refuse(msgspec.json.decode(event, type=CurrentModel).manifest, error)
+            if isinstance(error, SignerUnknown):
+                self._unknown_signer = event
+                self._poked.set()
             return
         self._newest, self._newest_event = manifest, event
         self._known_since = (*self._known_since, (manifest.version, time.monotonic()))
@@ -392,7 +406,7 @@ class ModelFollower:
             return self._trusted.manifest(event)
         return msgspec.json.decode(event, type=CurrentModel).manifest
 
-    def _is_wanted(self, manifest: Manifest) -> bool:
+    def _is_wanted(self, manifest: Manifest | _Version) -> bool:
         """Versions never go back: an old event that is sent again changes nothing."""
         if manifest.name != self.name:
             return False

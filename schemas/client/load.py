@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..aside import aside, breathe, spare_imports
 from ..model import Manifest
-from .aside import aside, breathe, spare_imports
 from .errors import ModelUnusable, UnfitColumns
 
 # Architectures are this library's own; a model event can only name one. Imported when first needed, so that
@@ -130,69 +130,43 @@ def _network(manifest: Manifest, content: bytes) -> Any:
         raise ValueError(f"weights are not finite: {', '.join(broken)}")
     module, name = _ARCHITECTURES[manifest.architecture]
     architecture = getattr(importlib.import_module(module), name)
-    with _at_most(sum(tensor.numel() for tensor in weights.values())):
+    with _hollow(sum(tensor.numel() for tensor in weights.values())):
         network = architecture.from_config(manifest.config)
-    with _in_parts():
-        network.load_state_dict(weights)
+    breathe()
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     network.requires_grad_(False)
     return network.eval()
 
 
-def _parts(tensor: Any) -> Any:
-    return tensor.flatten().split(_PART)
-
-
 def _is_finite(tensor: Any) -> bool:
-    for part in _parts(tensor):
+    for part in tensor.flatten().split(_PART):
         breathe()
         if not part.isfinite().all():
             return False
     return True
 
 
-def _alike(into: Any, of: Any) -> bool:
-    """Whether one can be copied to the other a part at a time, by views of both."""
-    return into.shape == of.shape and into.is_contiguous() and of.is_contiguous()
+def _hollow(at_most: int) -> contextlib.AbstractContextManager[Any]:
+    """Networks made inside have shapes and no numbers: those come from the weights as they are, uncopied.
 
-
-def _in_parts() -> contextlib.AbstractContextManager[Any]:
-    """Tensors are copied inside a part at a time."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class Parted(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            breathe()
-            if func is not torch.Tensor.copy_ or not _alike(*args[:2]):
-                return func(*args, **(kwargs or {}))
-            into, of = args[:2]
-            for one, other in zip(_parts(into), _parts(of), strict=True):
-                one.copy_(other)
-                breathe()
-            return into
-
-    return Parted()
-
-
-def _at_most(allowed: int) -> contextlib.AbstractContextManager[Any]:
-    """Networks made inside hold no more numbers than that: a config cannot claim the memory's end.
-
-    Nor are they filled with random ones: every number comes from the weights.
+    Nor do they claim more numbers than that, however small their layers are.
     """
     import torch
     from torch.overrides import TorchFunctionMode
 
-    class Counted(TorchFunctionMode):
-        made = 0
+    class Hollow(TorchFunctionMode):
+        claimed = 0
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             breathe()
+            kwargs = kwargs or {}
             if getattr(func, "__module__", None) == torch.nn.init.__name__:
-                return (kwargs or {}).get("tensor", args[0] if args else None)
+                return kwargs.get("tensor", args[0] if args else None)
             if func is torch.empty:
-                self.made += math.prod(args if isinstance(args[0], int) else args[0])
-                if self.made > allowed:
-                    raise ValueError(f"the config asks for more than the {allowed} weights that came")
-            return func(*args, **(kwargs or {}))
+                self.claimed += math.prod(args if isinstance(args[0], int) else args[0])
+                if self.claimed > at_most:
+                    raise ValueError(f"the config asks for more than the {at_most} weights that came")
+                kwargs = {**kwargs, "device": "meta"}
+            return func(*args, **kwargs)
 
-    return Counted()
+    return Hollow()

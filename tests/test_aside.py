@@ -10,8 +10,10 @@ import time
 import pytest
 import torch
 
+from loadtest.swap import models
+from schemas import tabular
+from schemas.aside import aside, breathe
 from schemas.client import load as loading
-from schemas.client.aside import aside, breathe
 from schemas.client.load import load
 from schemas.errors import TidemillError
 from tests.client_fixtures import published, weights
@@ -46,18 +48,39 @@ def test_what_fails_inside_leaves_the_turns_as_they_were() -> None:
     assert sys.getswitchinterval() == before_s
 
 
-def test_weights_are_looked_at_and_copied_whole_though_a_part_at_a_time() -> None:
-    weights = torch.arange(40_000.0).reshape(200, 200)
+def test_a_network_is_made_hollow_and_takes_the_weights_as_they_are() -> None:
     layer = torch.nn.Linear(200, 200, bias=False)
-    with loading._in_parts():
-        layer.load_state_dict({"weight": weights})
-        with pytest.raises(RuntimeError, match="size mismatch"):
-            layer.load_state_dict({"weight": weights[:1]})
-    assert torch.equal(layer.weight, weights)
+    with loading._hollow(at_most=40_000):
+        hollow = torch.nn.Linear(200, 200, bias=False)
+        with pytest.raises(ValueError, match="asks for more than the 40000 weights"):
+            torch.nn.Linear(1, 1)
+    assert hollow.weight.is_meta, "it takes no memory"
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        hollow.load_state_dict({"weight": layer.weight[:1]}, assign=True)
+    weights = layer.state_dict()
+    hollow.load_state_dict(weights, assign=True)
+    assert hollow.weight.data_ptr() == layer.weight.data_ptr(), "it is no copy"
+
+
+def test_weights_are_looked_at_whole_though_a_part_at_a_time() -> None:
+    weights = torch.arange(40_000.0).reshape(200, 200)
     assert loading._is_finite(weights)
     weights[-1, -1] = float("nan")
     assert not loading._is_finite(weights)
     assert loading._is_finite(torch.empty(0))
+
+
+def test_no_step_of_a_load_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of thousands of words and the warm-up are parted, too."""
+    content = models.weights(1, 64)
+    manifest = models.event(models.NAME, 1, content, store="http://models/", size=64).manifest
+    places: list[str] = []
+    for module in (loading, tabular):
+        monkeypatch.setattr(module, "breathe", lambda: places.append(sys._getframe(1).f_code.co_name))
+    model = load(manifest, content)
+    assert places.count("_codes") == len(model.network.config["categorical"])
+    assert places.count("encode") > len(models.WORDS) + models.NUMBERS
+    assert not any(weight.is_meta for weight in model.network.state_dict().values())
 
 
 def test_work_aside_pauses_for_longer_than_it_has_worked_and_other_work_never() -> None:
@@ -85,7 +108,7 @@ import atexit
 import gc
 
 atexit.register(lambda: print(gc.get_freeze_count(), "frozen at the end"))
-from schemas.client.aside import spare_imports
+from schemas.aside import spare_imports
 from schemas.client.load import import_libraries
 
 import_libraries()
