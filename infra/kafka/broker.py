@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -18,16 +19,17 @@ from rich.console import Console
 from infra import atomic_file
 from schemas.errors import InvalidConfiguration, TidemillError
 
-from . import ports, running, storage
+from . import class_cache, ports, running, storage
 from .jars import KAFKA_VERSION, provide_jars
-from .java import clean_environment, find_java
+from .java import JavaRuntime, clean_environment, find_java
 from .readiness import run_apart, serving_cluster
 from .running import RunningBroker
 
 GUARD = Path(__file__).with_name("guard.py")
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
-FAST_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+FAST_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """Halves memory and start-up time; costs throughput only in runs of many minutes."""
+TRAINED_WITHIN_S = 120.0
 PORT_ATTEMPTS = 3
 
 
@@ -133,14 +135,10 @@ class EmbeddedBroker:
         started_s = time.monotonic()
         java = find_java(self._java)
         jars = provide_jars(self._cache_dir, repository=self._repository, console=self._console)
-        command = [
-            str(java.executable),
-            *self._jvm_options,
-            f"-Dtidemill.kafka.log={self.log_file}",
-            f"-Dlog4j2.configurationFile={LOG_CONFIGURATION.as_uri()}",
-            "-cp",
-            os.pathsep.join(map(str, jars)),
-        ]
+        command = self._command(java, jars)
+        if self._jvm_options[1:] == FAST_START:
+            mapped = class_cache.options(java, jars, partial(self._train, java, jars), console=self._console)
+            command[1:1] = mapped
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +221,33 @@ class EmbeddedBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.stop)
+
+    def _command(self, java: JavaRuntime, jars: Sequence[Path]) -> list[str]:
+        """All up to the main class."""
+        return [
+            str(java.executable),
+            *self._jvm_options,
+            f"-Dtidemill.kafka.log={self.log_file}",
+            f"-Dlog4j2.configurationFile={LOG_CONFIGURATION.as_uri()}",
+            "-cp",
+            os.pathsep.join(map(str, jars)),
+        ]
+
+    def _train(self, java: JavaRuntime, jars: Sequence[Path], data_dir: Path, option: str) -> None:
+        """Run a broker once whose JVM makes the class cache when it ends."""
+        storage.format_storage(data_dir, self._command(java, jars), cluster_id=None)
+        trained = EmbeddedBroker(
+            data_dir,
+            cache_dir=self._cache_dir,
+            java=java.executable,
+            jvm_options=(*FAST_START, option),
+            start_timeout_s=self._start_timeout_s,
+            stop_timeout_s=TRAINED_WITHIN_S,
+        )
+        try:
+            trained.start().stop()
+        finally:
+            trained.kill()
 
     def _refuse_second_broker(self) -> None:
         if other := running.running_on(self.data_dir):
