@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -239,13 +240,17 @@ def faults(
     events: Annotated[int | None, typer.Option(min=1_000, help="How many; else 5,000 a second.")] = None,
     kinds: Annotated[str, typer.Option(help="Only these kinds of fault, with commas between.")] = "",
     home: Annotated[Path | None, typer.Option(help="Keep data and logs there.")] = None,
+    to: To = None,
     as_json: Json = False,
 ) -> None:
     """Kill, freeze and cut off everything while events flow; then count what was lost or doubled."""
+    from infra import atomic_file
     from loadtest.faults.run import run
+    from loadtest.ingest.result import command_line, machine, now
 
     if brokers not in (1, 3):
         raise typer.BadParameter("1 or 3 brokers: a quorum of two bears no more than one does")
+    began, load = now(), os.getloadavg()
     report = run(
         seconds=seconds,
         seed=seed,
@@ -257,8 +262,12 @@ def faults(
         home=home and home.absolute(),
     )
     report.show(console)
+    found = {"command": command_line(), "machine": machine(load), **report.as_json()}
+    file = (to or settings().paths.home / "bench") / f"faults-{began:%Y-%m-%dT%H%M%S}.json"
+    atomic_file.write_text(file, json.dumps(found, indent=2))
     if as_json:
-        print(json.dumps(report.as_json()))
+        print(json.dumps(found))
+    console.print(f"written to {file}", highlight=False, soft_wrap=True)
     if not report.holds():
         raise typer.Exit(1)
 
