@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 
 import msgspec
 import polars as pl
@@ -15,6 +16,7 @@ from polars.testing import assert_frame_equal
 from schemas.envelope import ARROW_STREAM
 from schemas.topics import CONTENT_TYPE_HEADER
 from streams.dead_letter import MOST_BYTES, dead_letter
+from streams.decode import uniform
 from streams.decode.records import MAX_RECORD_BYTES, Decoded, Decoder
 from streams.transport.frame import Frame
 from tests.stream_fixtures import ARROW_HEADERS, Reading, arrow_of, frame_of, heartbeat_headers
@@ -30,6 +32,15 @@ SCHEMA = {
     "note": pl.String,
     "extra": pl.Float64,
 }
+
+
+@pytest.fixture(autouse=True, scope="module", params=["one by one", "all at once"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whichever way records are read, what is said of them is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uniform, "FEWEST", 1 if request.param == "all at once" else 10**9)
+        patch.setattr(uniform, "_REST", 0)
+        yield
 
 
 def decode(*frames: Frame) -> Decoded:

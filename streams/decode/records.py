@@ -23,6 +23,7 @@ from streams.decode.arrow import OVERFLOW, NotRows, conform, read_table
 from streams.decode.avro import AvroReader, Bodies, Writers
 from streams.decode.columns import Column, columns_of, into_columns, takes_unknown_fields
 from streams.decode.refused import Refused, content_type_of, refuse_rows
+from streams.decode.uniform import Uniform
 from streams.transport.frame import Frame
 
 MAX_RECORD_BYTES = 8 * 2**20
@@ -73,6 +74,8 @@ class Decoder:
         self._avro = AvroReader(self.columns, writers, unknown_columns=takes_unknown_fields(contract))
         self._json = msgspec.json.Decoder(contract)
         self._take = into_columns(contract)
+        self._uniform = Uniform(self.columns)
+        self._names = [column.name for column in self.columns]
         self._empty = pl.DataFrame(schema=self._schema())
 
     def _schema(self) -> dict[str, Any]:
@@ -107,6 +110,17 @@ class Decoder:
             tables = [self._keeping_the_contract(frames, pl.concat(tables), decoded)]
         if values:
             frame, index = pl.Series(np.concatenate(frame_of)), pl.Series(np.concatenate(index_of))
+            if (read := self._uniform.read(values)) is not None:
+                rows, alike = read
+                own = (frame.filter(alike).alias("_frame"), index.filter(alike).alias("_index"))
+                tables.append(rows.select(*self._names, *own, _row=pl.lit(0, dtype=pl.Int32)))
+                others = (~alike).arg_true()
+                values, frame, index = (
+                    [values[at] for at in others],
+                    frame.gather(others),
+                    index.gather(others),
+                )
+                mixed |= bool(values)
             for at in range(0, len(values), _AT_A_TIME):
                 part = slice(at, at + _AT_A_TIME)
                 tables.append(self._rows_of_json(frames, values[part], frame[part], index[part], decoded))
