@@ -65,7 +65,7 @@ def options(
 
 
 def _key(java: JavaRuntime, jars: Sequence[Path]) -> str:
-    """What the JVM holds a cache against: its own image and the jars, by size and time; not where Java lies."""
+    """What the JVM holds a cache against: its own image and the jars, by size and time."""
     image = java.executable.resolve().parent.parent / "lib" / "modules"
     said = [f"{file.name} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in (image, *jars)]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
