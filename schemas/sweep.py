@@ -85,5 +85,10 @@ def trial_id(sweep: str, number: int) -> str:
 
 def is_trial_of(sweep: str, job_id: str) -> bool:
     """Whether a job is a trial of that sweep."""
-    head, _, number = job_id.rpartition("-")
-    return head == f"{sweep}-trial" and number.isdigit()
+    return sweep_of(job_id) == sweep
+
+
+def sweep_of(job_id: str) -> str | None:
+    """The sweep whose trial a job is, by its id; None if it is no trial's."""
+    sweep, _, number = job_id.rpartition("-trial-")
+    return sweep if sweep and number.isdigit() else None

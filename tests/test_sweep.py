@@ -47,6 +47,7 @@ from tests.trainer_fixtures import (
     write_model_code,
 )
 from trainers.bulletin import FOLLOWED
+from trainers.registry import Registry
 from trainers.sweep import Sweep, best_params, declared, held_out, is_hopeless, run, study_of, suggest
 
 
@@ -272,6 +273,20 @@ async def test_a_sweep_whose_trials_all_fail_fails_with_their_reason_and_one_tha
         assert (await seen.one(endless, JobFailed)).reason == "enough"
         ids = {e.job_id for e in trials_of(seen, endless, JobRequested)}
         await seen.until(lambda: {e.job_id for e in trials_of(seen, endless, JobFailed)} >= ids)
+        assert {e.reason for e in trials_of(seen, endless, JobFailed)} == {"enough"}
+
+
+def test_a_trial_that_is_asked_for_while_its_sweep_ends_ends_with_it(base: Experiment) -> None:
+    def asked(job_id: str, sweep: SweepPlan | None = None) -> JobRequested:
+        return JobRequested(job_id=job_id, experiment=base, decision_id=None, requested_ms=0, sweep=sweep)
+
+    plan = SweepPlan(vary={"rate": Range(0, 1)}, trials=4, watch="")
+    failed = JobFailed(job_id="s", attempt=1, reason="enough", log_tail="", finished_ms=0)
+    events = [asked("s", plan), asked("s-trial-0"), asked("other-trial-0"), failed, asked("s-trial-1")]
+    registry = Registry()
+    for event in events:
+        registry.note(topics.JOBS.name, event)
+    assert registry.stops == {"s-trial-0": "enough", "s-trial-1": "enough"}
 
 
 def test_trials_are_scored_on_rows_of_the_training_that_they_do_not_see(base: Experiment) -> None:

@@ -33,6 +33,7 @@ from schemas.model import (
     ModelPublished,
     ModelRefused,
 )
+from schemas.sweep import is_trial_of, sweep_of
 from trainers.schedule import Waiting
 
 _HIGHEST_BELIEVED = 2**40
@@ -71,6 +72,7 @@ class Registry:
     _open: dict[str, JobRequested] = field(default_factory=dict)
     _queue: dict[str, Waiting] = field(default_factory=dict)
     _decided: set[str] = field(default_factory=set)
+    _failed_sweeps: dict[str, str] = field(default_factory=dict)
     _by_key: dict[str, str] = field(default_factory=dict)
     _preemptions: set[tuple[str, int]] = field(default_factory=set)
     _newest: dict[str, CurrentModel] = field(default_factory=dict)
@@ -112,6 +114,8 @@ class Registry:
                     self.requested[job_id] = event
                     if job_id not in self.over:
                         self._open[job_id] = event
+                    if (why := self._failed_sweeps.get(sweep_of(job_id) or "")) is not None:
+                        self.stops[job_id] = why
             case JobQueued():
                 self.queued.add(job_id)
                 return
@@ -136,7 +140,10 @@ class Registry:
                 asked = self.requested.get(job_id)
                 if asked is not None and asked.experiment.purpose == "trial":
                     self._end(job_id, decided=True)
-            case JobFailed() | JobAnswered():
+            case JobFailed():
+                self._end(job_id, decided=False)
+                self._end_trials(event)
+            case JobAnswered():
                 self._end(job_id, decided=False)
             case JobSkipped():
                 self._end(job_id, decided=True)
@@ -152,6 +159,16 @@ class Registry:
         if decided:
             self._decided.add(job_id)
         self.revision += 1
+
+    def _end_trials(self, event: JobFailed) -> None:
+        """A sweep that fails takes its trials with it: those at work, and those still on their way."""
+        asked = self.requested.get(event.job_id)
+        if asked is None or asked.sweep is None:
+            return
+        self._failed_sweeps[event.job_id] = event.reason
+        for job_id in self._open:
+            if is_trial_of(event.job_id, job_id):
+                self.stops.setdefault(job_id, event.reason)
 
     def _settle(self, event: JobSwept) -> None:
         """Its sweep is over: what is left of it is a training with the best of the parameters."""

@@ -18,7 +18,6 @@ from schemas.job import (
     JobRetried,
     JobSkipped,
     JobStarted,
-    JobStopRequested,
     JobSucceeded,
     JobSwept,
 )
@@ -125,10 +124,6 @@ class Telling:
                 swept_ms=self._now_ms(),
             )
         )
-
-    async def wants_stopped(self, job_id: str, *, reason: str) -> None:
-        """Nobody needs it any more."""
-        await self._say(JobStopRequested(job_id=job_id, reason=reason, requested_ms=self._now_ms()))
 
     async def scored(self, job_id: str, attempt: int, outcome: Outcome) -> None:
         """A trial came to its scores, which is all that a trial comes to."""

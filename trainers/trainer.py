@@ -32,7 +32,6 @@ from schemas import topics
 from schemas.errors import InvalidConfiguration, Rejected, Retryable
 from schemas.job import JobRequested, Resources
 from schemas.model import CanaryPublished, Manifest, ModelPublished, SignedModel
-from schemas.sweep import is_trial_of
 from schemas.trace import Place
 from trainers import trained
 from trainers.admission import Admission, Host, Running
@@ -691,9 +690,6 @@ class Trainer:
 
     async def _fail(self, job: JobRequested, attempt: int, reason: str, log_tail: str = "") -> None:
         log.warning("job failed", job=job.job_id, reason=reason)
-        if job.sweep is not None:
-            mine = [each for each in self.registry.open_jobs() if is_trial_of(job.job_id, each.job_id)]
-            await asyncio.gather(*(self.tell.wants_stopped(each.job_id, reason=reason) for each in mine))
         await self.tell.failed(job.job_id, attempt, reason, log_tail=log_tail)
 
     def _checkpoint(self, job_id: str) -> Path:
