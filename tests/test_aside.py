@@ -65,8 +65,11 @@ def test_a_network_is_made_hollow_and_takes_the_weights_as_they_are() -> None:
 def test_weights_are_looked_at_whole_though_a_part_at_a_time() -> None:
     weights = torch.arange(40_000.0).reshape(200, 200)
     assert loading._is_finite(weights)
-    weights[-1, -1] = float("nan")
-    assert not loading._is_finite(weights)
+    for broken in (float("nan"), float("inf"), -float("inf")):
+        weights[-1, -1] = broken
+        assert not loading._is_finite(weights)
+    assert not loading._is_finite(torch.tensor([float("inf"), -float("inf")]))
+    assert loading._is_finite(torch.full((9,), 3e38)), "their sum is infinite, and none of them is"
     assert loading._is_finite(torch.empty(0))
 
 

@@ -83,7 +83,10 @@ class Attempt:
             watching.cancel()
         self._process.kill()
         code = await self._process.ended()
-        return said or self._silent_end(code)
+        if said is None or (self._cut_off is not None and isinstance(said, Failed)):
+            # What a process still says while it is ended is no news, and nothing to try again for.
+            return self._silent_end(code)
+        return said
 
     def _silent_end(self, code: int | None) -> Ending:
         """What it comes to that the process ended without a word on that."""
