@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..aside import aside
 from ..model import CurrentModel
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,12 @@ class Memory:
     def keep(self, event: bytes) -> None:
         """Remember it, in one step. A failure is logged: the model answers all the same."""
         try:
-            last = self.recall()
-            if last is not None and last != event:
-                _write(self._former, last)
-            _write(self._path, event)
+            with aside():
+                # Not looked into: whoever recalls it does, and reading it would take time from the answers.
+                last = self._path.read_bytes() if self._path.exists() else event
+                if last != event:
+                    _write(self._former, last)
+                _write(self._path, event)
         except OSError as error:
             log.warning("what was adopted cannot be kept in %s: %s", self._path, error)
 
