@@ -60,6 +60,7 @@ def test_it_is_made_once_and_anew_where_a_byte_of_it_or_a_jar_has_changed(
         assert class_cache.options(java, jars, trains(b"others", made)) != options
     assert not file.exists(), "few of those that fit other jars are kept"
     assert len(list(file.parent.glob("*.aot"))) == 3
+    assert len(list(file.parent.glob("*.sha256"))) == 3
     assert len(made) == 5
     assert not any(place.parent.exists() for place in made), "nothing is left of the training"
 

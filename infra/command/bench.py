@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -26,6 +27,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 To = Annotated[
     Path | None, typer.Option("--to", help="Folder for the dated result; else bench/ in paths.home.")
 ]
+
+
+def _dated(found: dict[str, Any], kind: str, began: datetime, to: Path | None) -> Path:
+    """The dated file that a result was written to."""
+    from infra import atomic_file
+
+    file = (to or settings().paths.home / "bench") / f"{kind}-{began:%Y-%m-%dT%H%M%S}.json"
+    atomic_file.write_text(file, json.dumps(found, indent=2))
+    return file
 
 
 @bench.command()
@@ -244,7 +254,6 @@ def faults(
     as_json: Json = False,
 ) -> None:
     """Kill, freeze and cut off everything while events flow; then count what was lost or doubled."""
-    from infra import atomic_file
     from loadtest.faults.run import run
     from loadtest.ingest.result import command_line, machine, now
 
@@ -263,8 +272,7 @@ def faults(
     )
     report.show(console)
     found = {"command": command_line(), "machine": machine(load), **report.as_json()}
-    file = (to or settings().paths.home / "bench") / f"faults-{began:%Y-%m-%dT%H%M%S}.json"
-    atomic_file.write_text(file, json.dumps(found, indent=2))
+    file = _dated(found, "faults", began, to)
     if as_json:
         print(json.dumps(found))
     console.print(f"written to {file}", highlight=False, soft_wrap=True)
@@ -292,7 +300,7 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """What the schedule costs, how soon a job starts, whether kinds of jobs starve, what kills change."""
-    from infra import atomic_file, stopping
+    from infra import stopping
     from loadtest.ingest.result import command_line, now
     from loadtest.jobs.run import measure
 
@@ -313,8 +321,7 @@ def jobs(
             )
         )
     found = {"began": f"{began:%Y-%m-%dT%H:%M:%S%z}", "command": command_line(), "seed": seed, **found}
-    file = (to or configured.paths.home / "bench") / f"jobs-{began:%Y-%m-%dT%H%M%S}.json"
-    atomic_file.write_text(file, json.dumps(found, indent=2))
+    file = _dated(found, "jobs", began, to)
     if as_json:
         print(json.dumps(found))
     else:
@@ -461,15 +468,13 @@ def page(
     as_json: Json = False,
 ) -> None:
     """Whether the page grows: a browser looks at a demo for an hour; its heap and the page's memory."""
-    from infra import atomic_file
     from loadtest.ingest.result import now
     from loadtest.page.run import run
 
     with console.status("") as status:
         held = run(minutes=minutes, stay_s=stay_s, home=home and home.absolute(), said=status.update)
     found = held.as_json()
-    file = (to or settings().paths.home / "bench") / f"page-{now():%Y-%m-%dT%H%M%S}.json"
-    atomic_file.write_text(file, json.dumps(found, indent=2))
+    file = _dated(found, "page", now(), to)
     grown = held.growth
     if grown is None:
         console.print("fewer than four rounds over all views: too short to say whether anything grows")

@@ -85,6 +85,7 @@ def _make(made: Path, train: Callable[[Path, str], None], console: Console | Non
         former = sorted(made.parent.glob("classes-*.aot"), key=lambda file: file.stat().st_mtime_ns)
         for file in former[: 1 - _KEPT]:
             file.unlink(missing_ok=True)
+            file.with_suffix(".sha256").unlink(missing_ok=True)
         staged.replace(made)
         atomic_file.write_text(made.with_suffix(".sha256"), mark)
     finally:

@@ -75,7 +75,6 @@ class Decoder:
         self._json = msgspec.json.Decoder(contract)
         self._take = into_columns(contract)
         self._uniform = Uniform(self.columns)
-        self._names = [column.name for column in self.columns]
         self._empty = pl.DataFrame(schema=self._schema())
 
     def _schema(self) -> dict[str, Any]:
@@ -113,13 +112,11 @@ class Decoder:
             if (read := self._uniform.read(values)) is not None:
                 rows, alike = read
                 own = (frame.filter(alike).alias("_frame"), index.filter(alike).alias("_index"))
-                tables.append(rows.select(*self._names, *own, _row=pl.lit(0, dtype=pl.Int32)))
+                names = (column.name for column in self.columns)
+                tables.append(rows.select(*names, *own, _row=pl.lit(0, dtype=pl.Int32)))
                 others = (~alike).arg_true()
-                values, frame, index = (
-                    [values[at] for at in others],
-                    frame.gather(others),
-                    index.gather(others),
-                )
+                values = [values[at] for at in others]
+                frame, index = frame.gather(others), index.gather(others)
                 mixed |= bool(values)
             for at in range(0, len(values), _AT_A_TIME):
                 part = slice(at, at + _AT_A_TIME)

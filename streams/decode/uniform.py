@@ -12,7 +12,7 @@ A record costs the processor more so, 650 ns where msgspec and its loop take 550
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import polars as pl
@@ -68,16 +68,20 @@ class Uniform:
             self._resting -= 1
             return None
         texts = _texts(values)
-        for known in (self._pattern, None):
-            pattern = known or self._pattern_of(values[len(values) // 2])
-            if pattern is None:
-                continue
+        for pattern in self._patterns(values[len(values) // 2]):
             rows, alike = pattern.read(texts)
             if rows.height >= _AT_LEAST * len(values):
                 self._pattern = pattern
                 return rows, alike
         self._pattern, self._resting = None, _REST
         return None
+
+    def _patterns(self, value: bytes) -> Iterator[_Pattern]:
+        """The one that matched last, and, where that does not any more, one made from this record."""
+        if self._pattern is not None:
+            yield self._pattern
+        if (made := self._pattern_of(value)) is not None:
+            yield made
 
     def _pattern_of(self, value: bytes) -> _Pattern | None:
         """What matches records that are written like this one; None if that is no record of the contract."""
