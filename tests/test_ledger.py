@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from infra.dataset import META, Dataset
 from schemas.errors import InvalidConfiguration
-from streams.ledger import commit as ledger_module
+from streams.ledger import checkpoint as checkpoint_module
 from streams.ledger.commit import (
     Advance,
     DatasetDiffers,
@@ -199,7 +200,7 @@ def test_a_commit_is_flushed_to_disk_before_it_is_known(
         flushed.append(Path(f"/proc/self/fd/{handle}").readlink())
         real(handle)
 
-    monkeypatch.setattr(ledger_module.os, "fsync", noted)
+    monkeypatch.setattr(os, "fsync", noted)
     uri = tmp_path / "p"
     ledger = Ledger(uri, SCHEMA)
     flushed.clear()
@@ -253,11 +254,31 @@ def test_a_dataset_that_cannot_be_made_says_what_to_check(tmp_path: Path) -> Non
         Ledger(in_the_way / "p", SCHEMA)
 
 
+def test_no_commit_waits_for_a_checkpoint_and_one_that_fails_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+
+    def failing(*_: object, **__: object) -> None:
+        assert may_go_on.wait(20), "commits go on meanwhile"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "DeltaTable", failing)
+    ledger = Ledger(tmp_path / "p", SCHEMA)
+    for number in range(120):
+        commit(ledger, number, number + 1)
+    may_go_on.set()
+    ledger.checkpoints.wait()
+    assert not list((tmp_path / "p" / "_delta_log").glob("*.checkpoint*"))
+    assert Ledger(tmp_path / "p", SCHEMA).position(A) == 120
+
+
 def test_a_checkpoint_holds_positions_and_watermarks_too(tmp_path: Path) -> None:
     uri = tmp_path / "p"
     ledger = Ledger(uri, SCHEMA)
     for number in range(101):
         commit(ledger, number, number + 1, pipeline_watermark_ms=number)
+    ledger.checkpoints.wait()
     assert list((uri / "_delta_log").glob("*.checkpoint.parquet"))
     again = Ledger(uri, SCHEMA)
     assert (again.position(A), again.watermark(A), again.pipeline_watermark()) == (101, 1_010, 100)

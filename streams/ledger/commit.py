@@ -8,10 +8,8 @@ somebody else is a zombie and stops.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,21 @@ import polars as pl
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
+from infra.atomic_file import flush
 from infra.dataset import COMMIT_METADATA, META, entry_of, transaction_name
 from infra.switched import SWITCHED, SwitchedAway
 from schemas.errors import InvalidConfiguration, Retryable
+from streams.ledger import checkpoint
+from streams.ledger.checkpoint import Checkpoints
 from streams.ledger.entry import add, entry, put, transactions, write_file
 
 Partition = tuple[str, int]
 """Topic and partition."""
 
-# Log entries are the ledger: they outlive Delta's own default of 30 days.
-CHECKPOINT_EVERY = 100
 _TABLE_SETTINGS = {
+    # Log entries are the ledger: they outlive Delta's own default of 30 days.
     "delta.logRetentionDuration": "interval 36500 days",
-    "delta.checkpointInterval": str(CHECKPOINT_EVERY),
+    "delta.checkpointInterval": str(checkpoint.EVERY),
     # How long checkpoints name files that a compaction replaced; `retention` keeps the files longer.
     "delta.deletedFileRetentionDuration": "interval 1 hours",
 }
@@ -88,6 +88,7 @@ class Ledger:
         """
         self.uri = str(uri)
         self.schema = pl.Schema({**META, **(schema or {})})
+        self.checkpoints = Checkpoints(self.uri)
         # What the table's transactions say at this version: each costs a scan to ask for.
         self._said: dict[str, int | None] = {}
         self._table = self._open(as_it_is=schema is None)
@@ -218,6 +219,8 @@ class Ledger:
         self._said |= said
         self._version = version
         make_durable(self.uri, version)
+        if "://" not in self.uri:  # there deltalake sees to it
+            self.checkpoints.committed(version)
         return version
 
     def _look_again(self, failed: Exception) -> None:
@@ -259,10 +262,6 @@ class Ledger:
                 for file in files:
                     file.unlink(missing_ok=True)
             raise
-        if version % CHECKPOINT_EVERY == 0:
-            # Without one a reader has more entries to go through, and the next one makes up for it.
-            with contextlib.suppress(DeltaError, OSError):
-                DeltaTable(self.uri, version=version).create_checkpoint()
 
     def _append_in_store(
         self, version: int, rows: pl.DataFrame, said: Mapping[str, int], account: str
@@ -298,10 +297,8 @@ def make_durable(uri: str, version: int) -> None:
     said = entry_of(root, version)
     added = [root / action["add"]["path"] for action in _actions(said) if "add" in action]
     added = [file for file in added if file.exists()]  # of an old version they may be vacuumed
-    checkpoints = [*log.glob(f"{version:020d}.checkpoint*"), *log.glob("_last_checkpoint")]
-    _fsync_all([*added, said, *(checkpoints if version % CHECKPOINT_EVERY == 0 else []), root, log])
-    if version == 0:
-        _fsync_all([root.parent])
+    for path in (*added, said, root, log, *([root.parent] if version == 0 else [])):
+        flush(path)
 
 
 def _check_whole(root: Path) -> None:
@@ -344,15 +341,6 @@ def _check_whole(root: Path) -> None:
 
 def _actions(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _fsync_all(paths: Iterable[Path]) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _partition(name: str) -> Partition:

@@ -28,7 +28,8 @@ from polars.io.plugins import register_io_source
 from infra.atomic_file import flush
 from infra.dataset import entry_of, open_table
 from schemas.errors import Rejected, Retryable
-from streams.ledger.commit import CHECKPOINT_EVERY, make_durable
+from streams.ledger import checkpoint
+from streams.ledger.commit import make_durable
 from streams.ledger.entry import STATED, Action, add, entry, put
 
 # Files of one class differ in size by no more than this factor: so a row is rewritten a few times in all.
@@ -107,9 +108,9 @@ def compact(uri: str, *, files: int, file_bytes: int) -> Compacted | None:
         # After any other error the entry may be there, and names it: a vacuum can tell.
         made.unlink(missing_ok=True)
         raise
-    if version % CHECKPOINT_EVERY == 0:
-        DeltaTable(uri, version=version).create_checkpoint()
     make_durable(uri, version)
+    if version % checkpoint.EVERY == 0:
+        checkpoint.checkpoint(uri, version)
     return Compacted(
         version=version,
         files=len(chosen),
