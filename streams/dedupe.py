@@ -26,6 +26,7 @@ class Seen:
         self.key, self.within_ms = key, within_ms
         self._read = read
         self._seen: pl.DataFrame | None = None
+        self._sieve = Sieve()
         self._from_ms = _EVER_MS
 
     def recall(self, from_ms: int | None) -> None:
@@ -34,6 +35,7 @@ class Seen:
         if from_ms is not None and self._read is not None:
             self._from_ms = from_ms - self.within_ms
             self._seen = self._remembered(self._read(self._from_ms, -_EVER_MS))
+        self._sieve = Sieve() if self._seen is None else Sieve(self._seen.get_column(_HASH))
 
     def remember(self, rows: pl.DataFrame, *, forget_before_ms: int | None = None) -> None:
         """Add rows that are in the dataset; forget what rows from an event time on cannot repeat."""
@@ -43,13 +45,20 @@ class Seen:
             self._from_ms = max(self._from_ms, forget_before_ms - self.within_ms)
             seen = seen.filter(pl.col("_seen") >= self._from_ms)
         self._seen = seen
+        if self._sieve.has_room(fresh.height, seen.height):
+            self._sieve.put(fresh.get_column(_HASH))
+        else:
+            self._sieve = Sieve(seen.get_column(_HASH))
 
     def repeats(self, rows: pl.DataFrame) -> pl.Series:
         """True for a row that repeats one of the dataset, or one that was kept before it in this frame."""
         asked = self._hashed(rows.select(self.key, "_time").with_row_index("_index"))
-        seen = [part for part in (self._older(asked), self._seen) if part is not None and part.height]
-        # Nearly every key is new: its hash comes once. Only for the others is looked for more closely.
-        again = more_than_once([asked.get_column(_HASH), *(part.get_column(_HASH) for part in seen)])
+        older = self._older(asked)
+        seen = [part for part in (older, self._seen) if part is not None and part.height]
+        # Nearly every key is new, which its hash alone tells. Only for the others is looked more closely.
+        hashes = asked.get_column(_HASH)
+        passed = [hashes.filter(pl.Series(self._sieve.may_hold(hashes))), older.get_column(_HASH)]
+        again = pl.concat([more_than_once(hashes), *passed]).unique()
         suspect = asked.filter(pl.col(_HASH).is_in(again.implode()))
         mask = pl.repeat(False, asked.height, dtype=pl.Boolean, eager=True)
         if suspect.height == 0:
@@ -111,17 +120,54 @@ class Seen:
         return repeated
 
 
-# A hash stands in one of about four times as many drawers as there are hashes, but for more than this.
-_MOST_DRAWERS = 22
-
-
-def more_than_once(hashes: list[pl.Series]) -> pl.Series:
-    """Those that come more than once: only what shares a drawer with another is sorted."""
-    every = np.concatenate([part.to_numpy() for part in hashes])
-    drawers = min(every.size.bit_length() + 1, _MOST_DRAWERS)
-    drawer = (every >> np.uint64(64 - drawers)).astype(np.intp)
-    shared = np.sort(every[np.bincount(drawer, minlength=1 << drawers)[drawer] > 1])
+def more_than_once(hashes: pl.Series) -> pl.Series:
+    """Those that come more than once, in order: only what shares a drawer with another is sorted."""
+    every = hashes.to_numpy()
+    bits = min(max((every.size * _DRAWERS_EACH // 2).bit_length(), 1), _MOST_BITS)
+    drawer = (every >> np.uint64(64 - bits)).astype(np.intp)
+    shared = np.sort(every[np.bincount(drawer, minlength=1 << bits)[drawer] > 1])
     return pl.Series(np.unique(shared[1:][shared[1:] == shared[:-1]]), dtype=pl.UInt64)
+
+
+class Sieve:
+    """Tells of a hash that it was certainly not put in, or that it may have been (Bloom, 1970, of one bit).
+
+    What it costs to ask does not depend on how many were put in. Nothing can be taken out: with time it
+    lets more pass, and is made anew of what is still remembered.
+    """
+
+    def __init__(self, hashes: pl.Series | None = None) -> None:
+        many = 0 if hashes is None else hashes.len()
+        self._bits = min(max((many * _DRAWERS_EACH).bit_length(), _LEAST_BITS), _MOST_BITS)
+        self._taken = np.zeros(1 << self._bits, dtype=np.bool_)
+        self._put = 0
+        if hashes is not None:
+            self.put(hashes)
+
+    def has_room(self, more: int, remembered: int) -> bool:
+        """Whether it is still worth its place with so many more, of those that are remembered then."""
+        put = self._put + more
+        is_small = put * _DRAWERS_EACH <= 2 << self._bits
+        return (is_small or self._bits == _MOST_BITS) and put <= 2 * remembered + _LEAST_STALE
+
+    def put(self, hashes: pl.Series) -> None:
+        """From now on these may be in it."""
+        self._taken[self._drawer(hashes)] = True
+        self._put += hashes.len()
+
+    def may_hold(self, hashes: pl.Series) -> np.ndarray:
+        """A mask (N,), False for what was certainly not put in."""
+        return self._taken[self._drawer(hashes)]
+
+    def _drawer(self, hashes: pl.Series) -> np.ndarray:
+        return (hashes.to_numpy() >> np.uint64(64 - self._bits)).astype(np.intp)
+
+
+# One in so many drawers is taken when it is made: so one new key in as many is looked at more closely.
+_DRAWERS_EACH = 16
+_LEAST_BITS, _MOST_BITS = 16, 26
+# So many of what is forgotten do not matter yet.
+_LEAST_STALE = 100_000
 
 
 def _spans(times_ms: list[int], within_ms: int) -> list[tuple[int, int]]:

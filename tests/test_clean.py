@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from schemas.errors import InvalidConfiguration
 from schemas.window import Window
 from streams.clean import Rule, between, dedupe, failing, one_of, require, rule
-from streams.dedupe import Seen, more_than_once
+from streams.dedupe import Seen, Sieve, more_than_once
 from streams.ingest import Ingest
 from streams.pipeline import Pipeline, Source
 from streams.tag import Tag
@@ -290,16 +290,35 @@ def test_many_repeats_of_one_key_cost_no_more_than_many_keys() -> None:
     assert time.perf_counter() - began < 5
 
 
-@given(
-    parts=st.lists(
-        # Hashes of one drawer and of many, near both ends.
-        st.lists(st.integers(0, 40) | st.integers(2**64 - 9, 2**64 - 1) | st.integers(0, 2**64 - 1)),
-        min_size=1,
-        max_size=3,
-    )
-)
+# Of one drawer and of many, near both ends.
+HASHES = st.lists(st.integers(0, 40) | st.integers(2**64 - 9, 2**64 - 1) | st.integers(0, 2**64 - 1))
+
+
+@given(hashes=HASHES)
 @settings(deadline=None)
-def test_hashes_that_come_more_than_once_are_all_found_and_no_others(parts: list[list[int]]) -> None:
-    times = Counter(each for part in parts for each in part)
-    found = more_than_once([pl.Series(part, dtype=pl.UInt64) for part in parts])
-    assert found.to_list() == sorted(each for each, count in times.items() if count > 1)
+def test_hashes_that_come_more_than_once_are_all_found_and_no_others(hashes: list[int]) -> None:
+    found = more_than_once(pl.Series(hashes, dtype=pl.UInt64))
+    assert found.to_list() == sorted(each for each, count in Counter(hashes).items() if count > 1)
+
+
+@given(parts=st.lists(HASHES, min_size=1, max_size=3))
+@settings(deadline=None)
+def test_a_sieve_lets_pass_all_that_was_put_in(parts: list[list[int]]) -> None:
+    made, *later = (pl.Series(part, dtype=pl.UInt64) for part in parts)
+    sieve = Sieve(made)
+    for part in later:
+        sieve.put(part)
+    assert all(sieve.may_hold(part).all() for part in (made, *later))
+
+
+def test_a_sieve_holds_back_nearly_all_that_is_new_however_long_it_is_used() -> None:
+    """Batch after batch is remembered and forgotten, over many times what is remembered at once."""
+    seen = Seen("id", 100)
+    passed = []
+    for at in range(0, 400_000, 4_000):
+        rows = pl.DataFrame({"id": [f"k{n}" for n in range(at, at + 4_000)], "_time": range(at, at + 4_000)})
+        passed.append(int(seen._sieve.may_hold(rows.get_column("id").hash()).sum()))
+        assert not seen.repeats(rows).any()
+        seen.remember(rows, forget_before_ms=at - 20_000)
+    assert max(passed) < 4_000 / 4
+    assert seen._sieve._taken.nbytes < 2**22
