@@ -13,6 +13,8 @@ from infra.supervisor import ProcessFailed, Supervised
 from loadtest.ingest.side import Absent, Mark, Side, Task
 
 _LOOK_S = 0.05
+# How often a side's children are looked for: among all processes of the machine, which takes milliseconds.
+_COUNT_S = 1.0
 _LEAST_SPAN_S = 0.02
 
 
@@ -60,10 +62,10 @@ def measure(side: Side, task: Task, *, most_s: float, patience_s: float) -> Meas
     peak_bytes = 0
     marks: list[Mark] = []
     try:
-        root = psutil.Process(process.pid)
+        tree = _Tree(psutil.Process(process.pid))
         looked_s = 0.0
         while True:
-            cpu_s, resident_bytes = _usage(root)
+            cpu_s, resident_bytes = tree.usage()
             samples.append(_Sample(time.time(), max(cpu_s, samples[-1].cpu_s if samples else 0.0)))
             peak_bytes = max(peak_bytes, resident_bytes)
             if time.time() - looked_s > 4 * _LOOK_S:
@@ -94,16 +96,26 @@ def _still_there(process: Supervised, side: Side, task: Task) -> None:
         assert not restarted
 
 
-def _usage(root: psutil.Process) -> tuple[float, int]:
-    """CPU seconds and resident bytes of a process and its children."""
-    cpu_s, resident_bytes = 0.0, 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for each in (root, *root.children(recursive=True)):
+class _Tree:
+    """A process and its children, such as come and go."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        self._root, self._children = root, list[psutil.Process]()
+        self._counted_s = 0.0
+
+    def usage(self) -> tuple[float, int]:
+        """CPU seconds and resident bytes of all of them."""
+        if time.monotonic() - self._counted_s > _COUNT_S:
+            self._counted_s = time.monotonic()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._children = self._root.children(recursive=True)
+        cpu_s, resident_bytes = 0.0, 0
+        for each in (self._root, *self._children):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = each.cpu_times()
                 cpu_s += times.user + times.system
                 resident_bytes += each.memory_info().rss
-    return cpu_s, resident_bytes
+        return cpu_s, resident_bytes
 
 
 def _measured(
