@@ -68,6 +68,7 @@ class SiftedBatch:
     frames: Sequence[Frame]
     now_ms: int | None
     sources: list[Sifted]
+    dead_letters: list[DeadLetter]
 
 
 @dataclass(slots=True)
@@ -183,7 +184,10 @@ class Ingest:
         by_topic: dict[str, list[Frame]] = {}
         for frame in frames:
             by_topic.setdefault(frame.topic, []).append(frame)
-        return SiftedBatch(frames, now_ms, [self._sift(t, own, now_ms) for t, own in by_topic.items()])
+        sources = [self._sift(topic, own, now_ms) for topic, own in by_topic.items()]
+        refused = (each for source in sources for each in source.tally.refused)
+        letters = [dead_letter(self.pipeline.name, each) for each in refused]
+        return SiftedBatch(frames, now_ms, sources, letters)
 
     def _sift(self, topic: str, frames: list[Frame], now_ms: int | None) -> Sifted:
         source = self.pipeline.sources()[topic]
@@ -217,7 +221,7 @@ class Ingest:
             partition = (frame.topic, frame.partition)
             start = advances[partition].start if partition in advances else frame.first
             advances[partition] = Advance(start, frame.next)
-        prepared = Prepared(self.empty(), {}, [], advances, {}, {}, {})
+        prepared = Prepared(self.empty(), {}, batch.dead_letters, advances, {}, {}, {})
         for each in batch.sources:
             self._finish(each, batch.now_ms, prepared)
         if prepared.by_source:
@@ -247,7 +251,6 @@ class Ingest:
             rejected=dict(Counter(r.rule for r in tally.refused)),
             dropped=tally.dropped,
         )
-        prepared.dead_letters += [dead_letter(self.pipeline.name, r) for r in tally.refused]
         self._advance_watermarks(sifted, rows, prepared, now_ms)
 
     def _late(self, rows: pl.DataFrame) -> pl.DataFrame:

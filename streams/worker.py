@@ -31,6 +31,7 @@ from infra.settings_model import Metrics, Upkeep
 from infra.settings_model import Worker as Options
 from infra.switched import Switched, SwitchedAway
 from schemas import topics
+from schemas.dead_letter import DeadLetter
 from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration, Retryable
 from streams.announce.fold import Announced, Commit
@@ -554,12 +555,15 @@ class StreamWorker:
                 if sifted is None or not _same(frames, sifted.frames):
                     # The ledger moved on since they were sifted, or they were finished once already.
                     sifted = await self._sift(frames)
-                prepared = await asyncio.to_thread(self._ingest.finish, sifted)
+                # What is refused is known; whether the rest is late or a repeat is found out meanwhile.
+                prepared, _ = await asyncio.gather(
+                    asyncio.to_thread(self._ingest.finish, sifted),
+                    self._publish_letters(sifted.dead_letters),
+                )
                 sifted = None
                 took_s = time.perf_counter() - began
                 self.totals.prepare_s += took_s
                 self.observed.took(metrics.PREPARE_SECONDS, took_s)
-                await self._publish_letters(prepared)
                 commit = await self._commit(prepared)
                 if commit is not None:
                     break
@@ -592,14 +596,14 @@ class StreamWorker:
             line[partition] = frame.next
         return taken
 
-    async def _publish_letters(self, prepared: Prepared) -> None:
+    async def _publish_letters(self, refused: Sequence[DeadLetter]) -> None:
         letters = [
             Announced(
                 topics.DEAD_LETTERS.name,
                 # By the record's own time: whoever refuses it again says the very same.
                 wrap(letter, source=f"/tidemill/{self.pipeline.name}", time_ms=max(letter.timestamp_ms, 0)),
             )
-            for letter in prepared.dead_letters
+            for letter in refused
         ]
         if letters:
             await self._outbox.publish(letters, but_not=self._known_letters)
