@@ -43,7 +43,7 @@ from streams.ingest import Counts, source_schema
 from streams.lab.rehearse import Rehearsal
 from streams.pipeline import Pipeline, Source
 from streams.streak import Streaks
-from streams.transport.frame import Frame, Headers
+from streams.transport.frame import Frame, Headers, column
 from streams.window import Session, Sliding
 
 __all__ = ["Events", "Ran", "Record", "run"]
@@ -244,8 +244,8 @@ def _take(
                 0,
                 first,
                 next_offset[topic],
-                [r.value for r in records],
-                [r.key for r in records],
+                column(r.value for r in records),
+                column(r.key for r in records),
                 range(first, next_offset[topic]),
                 headers={i: r.headers for i, r in enumerate(records) if r.headers},
                 stamps=[(0, clock_ms)],

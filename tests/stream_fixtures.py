@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from schemas.envelope import ARROW_STREAM
 from schemas.topics import CONTENT_TYPE_HEADER, WATERMARK_HEADER
-from streams.transport.frame import Frame, Headers
+from streams.transport.frame import Frame, Headers, column
 
 ARROW_HEADERS: Headers = ((CONTENT_TYPE_HEADER, ARROW_STREAM.encode()),)
 
@@ -45,8 +45,8 @@ def frame_of(
         partition,
         first,
         (offsets[-1] + 1) if len(offsets) else first,
-        list(values),
-        list(keys) if keys is not None else [None] * len(values),
+        column(values),
+        column(keys if keys is not None else [None] * len(values)),
         offsets,
         headers=headers or {},
         stamps=[(0, 1_700_000_000_000)] if values else [],

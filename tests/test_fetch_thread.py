@@ -11,7 +11,7 @@ from faust.types import TP
 
 from streams.ledger.positions import PositionLost
 from streams.transport.fetch import FrameFetchThread
-from streams.transport.frame import Frame
+from streams.transport.frame import Frame, column
 
 AT = TP("flights", 0)
 
@@ -69,8 +69,8 @@ def frame(first: int, after: int) -> Frame:
         first=first,
         next=after,
         offsets=list(range(first, after)),
-        keys=[None] * (after - first),
-        values=[b"{}"] * (after - first),
+        keys=column([None] * (after - first)),
+        values=column([b"{}"] * (after - first)),
     )
 
 

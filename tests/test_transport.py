@@ -409,7 +409,7 @@ def test_a_corrupt_batch_stops_reading_before_it_and_never_hands_it_over() -> No
     records = records_of(good + bytes(bad), 0)
     frame = read_frame(records, topic="t", partition=0)
     assert frame is not None
-    assert (frame.values, frame.first, frame.next) == ([b"a", b"b"], 0, 2)
+    assert (frame.values.to_list(), frame.first, frame.next) == ([b"a", b"b"], 0, 2)
     with pytest.raises(CorruptRecordException):
         read_frame(records_of(bytes(bad), 2), topic="t", partition=0)
 
@@ -422,7 +422,7 @@ def test_a_frame_can_be_cut_to_what_is_not_yet_in() -> None:
     frame.headers = {0: (("h", b"0"),), 3: (("h", b"3"),)}
     assert frame.since(10) is frame
     rest = frame.since(11)
-    assert (rest.first, rest.next, rest.values, list(rest.offsets)) == (
+    assert (rest.first, rest.next, rest.values.to_list(), list(rest.offsets)) == (
         11,
         14,
         [b"b", b"c", b"dd"],
@@ -432,5 +432,9 @@ def test_a_frame_can_be_cut_to_what_is_not_yet_in() -> None:
     assert [rest.timestamp_of(i) for i in range(3)] == [1_010, 1_012, 1_012]
     assert rest.size_bytes == 4
     last = rest.since(13)
-    assert (last.values, last.headers, last.timestamp_of(0)) == ([b"dd"], {0: (("h", b"3"),)}, 1_012)
+    assert (last.values.to_list(), last.headers, last.timestamp_of(0)) == (
+        [b"dd"],
+        {0: (("h", b"3"),)},
+        1_012,
+    )
     assert (len(frame.since(99)), frame.since(99).first) == (0, 14)

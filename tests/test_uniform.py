@@ -17,6 +17,7 @@ from streams.decode import uniform
 from streams.decode.columns import columns_of
 from streams.decode.records import Decoder
 from streams.decode.uniform import FEWEST, MOST_COLUMNS, Uniform
+from streams.transport.frame import column
 from tests.stream_fixtures import Reading, frame_of
 
 GOOD = {"id": "a1", "at": 1_000, "level": 1.5, "count": 3, "good": True, "note": None}
@@ -178,23 +179,21 @@ def test_a_producer_that_changes_its_way_of_writing_is_followed_and_chaos_is_lef
         json.dumps(dict(reversed(GOOD.items())), separators=(",", ":")).encode(),
     ]
     for way in (*ways, ways[0]):
-        read = reader.read([way] * FEWEST)
+        read = reader.read(column([way] * FEWEST))
         assert read is not None
         assert read[1].all()
-    assert reader.read([b"{}"] * FEWEST) is None
-    assert reader.read([ways[0]] * FEWEST) is None, "the next batches are not tried"
+    assert reader.read(column([b"{}"] * FEWEST)) is None
+    assert reader.read(column([ways[0]] * FEWEST)) is None, "the next batches are not tried"
     for _ in range(uniform._REST - 1):
-        reader.read([ways[0]] * FEWEST)
-    assert reader.read([ways[0]] * FEWEST) is not None, "later ones are"
-    assert reader.read([ways[0]] * (FEWEST - 1)) is None, "few are not worth a pattern"
+        reader.read(column([ways[0]] * FEWEST))
+    assert reader.read(column([ways[0]] * FEWEST)) is not None, "later ones are"
+    assert reader.read(column([ways[0]] * (FEWEST - 1))) is None, "few are not worth a pattern"
 
 
 def test_a_wide_contract_or_bounds_of_another_meaning_are_not_for_a_pattern() -> None:
     wide = defstruct("Wide", [(f"field_{n}", int) for n in range(MOST_COLUMNS + 1)])
-    assert (
-        Uniform(columns_of(wide)).read([json.dumps({f"field_{n}": n for n in range(13)}).encode()] * FEWEST)
-        is None
-    )
+    values = column([json.dumps({f"field_{n}": n for n in range(13)}).encode()] * FEWEST)
+    assert Uniform(columns_of(wide)).read(values) is None
 
 
 def test_keys_are_no_pattern() -> None:

@@ -20,7 +20,7 @@ from streams import watermark
 from streams.ingest import Ingest, dataset_schema
 from streams.ledger.commit import Ledger
 from streams.pipeline import Pipeline
-from streams.transport.frame import Frame
+from streams.transport.frame import Frame, column
 
 
 def record(
@@ -85,16 +85,15 @@ def _days(days: int) -> Iterator[list[Frame]]:
 
 
 def _frame(partition: Partition, first: int, part: pl.DataFrame, heartbeat_ms: int) -> Frame:
-    values = [value.encode() for value in part.get_column("value")]
-    keys = [key.encode() for key in part.get_column("key")]
+    values, keys = part.get_column("value").cast(pl.Binary), part.get_column("key").cast(pl.Binary)
     return Frame(
         *partition,
         first,
         first + len(values) + 1,
-        [*values, b""],
-        [*keys, None],
+        pl.concat([values, column([b""])]),
+        pl.concat([keys, column([None])]),
         range(first, first + len(values) + 1),
         headers={len(values): ((WATERMARK_HEADER, str(heartbeat_ms).encode()),)},
         stamps=[(0, heartbeat_ms)],
-        size_bytes=sum(map(len, values)),
+        size_bytes=int(values.bin.size().sum()),
     )

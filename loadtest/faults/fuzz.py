@@ -20,7 +20,7 @@ from loadtest.faults.malformed import AVRO_SCHEMA, SCHEMA_ID, Made, records
 from loadtest.faults.pipeline import pipeline
 from streams.decode.avro import WriterSchema, parse
 from streams.ingest import Ingest, Prepared
-from streams.transport.frame import Frame
+from streams.transport.frame import Frame, column
 
 BATCH = 2_000
 STALL_S = 1.0
@@ -96,8 +96,8 @@ def frame_of(batch: Sequence[Made], first: int) -> Frame:
         0,
         first,
         first + len(batch),
-        [each.value for each in batch],
-        [None] * len(batch),
+        column(each.value for each in batch),
+        column([None] * len(batch)),
         range(first, first + len(batch)),
         headers={index: each.headers for index, each in enumerate(batch) if each.headers},
         stamps=[(0, _NOW_MS)],

@@ -53,9 +53,8 @@ def examples(pipeline: Pipeline, *, days: int, progress: Callable[[str], object]
 
 
 def _frame(topic: str, first: int, own: pl.DataFrame) -> Frame:
-    values: list[bytes | None] = [value.encode() for value in own.get_column("value")]
-    keys: list[bytes | None] = [key.encode() for key in own.get_column("key")]
+    values, keys = own.get_column("value").cast(pl.Binary), own.get_column("key").cast(pl.Binary)
     end = first + len(values)
     return Frame(
-        topic, 0, first, end, values, keys, range(first, end), size_bytes=sum(len(v or b"") for v in values)
+        topic, 0, first, end, values, keys, range(first, end), size_bytes=int(values.bin.size().sum())
     )

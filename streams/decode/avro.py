@@ -20,13 +20,13 @@ import polars as pl
 
 from schemas.dead_letter import Reason
 from schemas.errors import Rejected
+from streams.avro_file import block, file_head
 from streams.decode.arrow import NotRows, conform
 from streams.decode.avro_walk import TYPES, Field, walk
 from streams.decode.columns import Column
 
 MAGIC = 0
 HEAD_BYTES = 5
-_SYNC = b"tidemill-avro-16"
 
 Writers = Callable[[Collection[int]], Mapping[int, "WriterSchema | None"]]
 """Schemas by id, None for an id that nobody knows. Raises Retryable where that cannot be found out now."""
@@ -273,8 +273,9 @@ def _together(schema: WriterSchema, bodies: Bodies) -> pl.DataFrame:
     if not len(bodies) or not written:
         table = pl.DataFrame(places)
     else:
-        block = b"".join([value[HEAD_BYTES:] for value in bodies.values])
-        table = pl.read_avro(io.BytesIO(_file(written, len(bodies), block)))
+        own = b"".join([value[HEAD_BYTES:] for value in bodies.values])
+        fields = [{"name": f.name, "type": _as_number(f)} for f in written]
+        table = pl.read_avro(io.BytesIO(b"".join((file_head(fields), *block(len(bodies), own)))))
         # An enum is written as its symbol's number, and read as that: Polars panics on one that may be null.
         named = [
             pl.col(f.name).replace_strict(list(range(len(f.symbols))), f.symbols, return_dtype=pl.String)
@@ -286,35 +287,10 @@ def _together(schema: WriterSchema, bodies: Bodies) -> pl.DataFrame:
     return table.with_columns(pl.lit(None, dtype=dtype).alias(name) for name, dtype in absent.items())
 
 
-def _file(fields: Sequence[Field], records: int, block: bytes) -> bytes:
-    """An Avro object container file of one uncompressed block."""
-    said = {
-        "type": "record",
-        "name": "record",
-        "fields": [{"name": f.name, "type": _as_number(f)} for f in fields],
-    }
-    schema = _text(b"avro.schema") + _text(json.dumps(said).encode())
-    head = b"Obj\x01" + _long(2) + schema + _text(b"avro.codec") + _text(b"null") + _long(0) + _SYNC
-    return b"".join([head, _long(records), _long(len(block)), block, _SYNC])
-
-
 def _as_number(each: Field) -> Any:
     if each.kind != "enum":
         return each.plain
     return "int" if each.null_at is None else ["null", "int"] if each.null_at == 0 else ["int", "null"]
-
-
-def _text(value: bytes) -> bytes:
-    return _long(len(value)) + value
-
-
-def _long(value: int) -> bytes:
-    zigzag, out = value << 1, bytearray()
-    while zigzag & ~0x7F:
-        out.append(zigzag & 0x7F | 0x80)
-        zigzag >>= 7
-    out.append(zigzag)
-    return bytes(out)
 
 
 def _one_by_one(

@@ -88,7 +88,7 @@ class Decoder:
             Retryable: the schema of an Avro record cannot be asked for now.
         """
         decoded = Decoded(self._empty)
-        values: list[bytes] = []
+        values: list[pl.Series] = []
         frame_of: list[np.ndarray] = []
         index_of: list[np.ndarray] = []
         tables: list[pl.DataFrame] = []
@@ -96,8 +96,9 @@ class Decoder:
         avro = Bodies()
         for number, frame in enumerate(frames):
             plain = self._set_apart(frame, number, decoded, arrow, avro)
-            values += frame.values if plain is None else [frame.values[i] for i in plain]  # type: ignore[misc]
             indices = np.arange(len(frame), dtype=np.int32) if plain is None else np.array(plain, np.int32)
+            if len(indices):
+                values.append(frame.values if plain is None else frame.values.gather(indices))
             index_of.append(indices)
             frame_of.append(np.full(len(indices), number, dtype=np.int32))
         mixed = [bool(arrow), bool(avro), bool(values)].count(True) > 1
@@ -109,18 +110,19 @@ class Decoder:
             tables = [self._keeping_the_contract(frames, pl.concat(tables), decoded)]
         if values:
             frame, index = pl.Series(np.concatenate(frame_of)), pl.Series(np.concatenate(index_of))
-            if (read := self._uniform.read(values)) is not None:
+            json = pl.concat(values)
+            if (read := self._uniform.read(json)) is not None:
                 rows, alike = read
                 own = (frame.filter(alike).alias("_frame"), index.filter(alike).alias("_index"))
                 names = (column.name for column in self.columns)
                 tables.append(rows.select(*names, *own, _row=pl.lit(0, dtype=pl.Int32)))
                 others = (~alike).arg_true()
-                values = [values[at] for at in others]
-                frame, index = frame.gather(others), index.gather(others)
-                mixed |= bool(values)
-            for at in range(0, len(values), _AT_A_TIME):
+                json, frame, index = json.gather(others), frame.gather(others), index.gather(others)
+                mixed |= bool(json.len())
+            for at in range(0, json.len(), _AT_A_TIME):
                 part = slice(at, at + _AT_A_TIME)
-                tables.append(self._rows_of_json(frames, values[part], frame[part], index[part], decoded))
+                own = json[part].to_list()
+                tables.append(self._rows_of_json(frames, own, frame[part], index[part], decoded))
         if tables:
             decoded.rows = pl.concat(tables, rechunk=True)
         if mixed:
@@ -132,14 +134,14 @@ class Decoder:
         self, frame: Frame, number: int, decoded: Decoded, arrow: list[_Arrow], avro: Bodies
     ) -> list[int] | None:
         """Handle what is no plain JSON record; None when all of the frame is."""
-        if not frame.headers and None not in frame.values and _longest(frame) <= MAX_RECORD_BYTES:
+        if not frame.headers and not frame.values.null_count() and _longest(frame) <= MAX_RECORD_BYTES:
             if self._unmarked == JSON:
                 return None
-            if b"" not in frame.values:
-                avro.add(number, range(len(frame)), frame.values)  # type: ignore[arg-type]
+            if (frame.values.bin.size() > 0).all():
+                avro.add(number, range(len(frame)), frame.values.to_list())
                 return []
         plain: list[int] = []
-        for index, value in enumerate(frame.values):
+        for index, value in enumerate(frame.values.to_list()):
             headers = dict(frame.headers.get(index, ()))
             content_type = content_type_of(headers, self._unmarked)
             if index in frame.unread:
@@ -337,7 +339,7 @@ def _longest(frame: Frame) -> int:
     """Length of the longest value; the frame's own where that is small already."""
     if frame.size_bytes <= MAX_RECORD_BYTES:
         return frame.size_bytes
-    return max(map(len, filter(None, frame.values)))
+    return int(frame.values.bin.size().max() or 0)  # type: ignore[arg-type]
 
 
 def _why(message: str) -> tuple[Reason, str]:

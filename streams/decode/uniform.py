@@ -57,10 +57,13 @@ class Uniform:
         self._pattern: _Pattern | None = None
         self._resting = 0
 
-    def read(self, values: Sequence[bytes]) -> tuple[pl.DataFrame, pl.Series] | None:
+    def read(self, values: pl.Series) -> tuple[pl.DataFrame, pl.Series] | None:
         """Rows (M, columns) of the records that are alike, in their order, and where those are: a mask (N,).
 
         None where records are few, or not alike enough.
+
+        Args:
+            values: Binary (N,), none of them null.
         """
         if not self._is_fit or len(values) < FEWEST:
             return None
@@ -124,10 +127,10 @@ class _Pattern:
         return (rows if kept.all() else rows.filter(kept)), kept
 
 
-def _texts(values: Sequence[bytes]) -> pl.Series:
+def _texts(values: pl.Series) -> pl.Series:
     """The records (N,) as text; an empty one where the bytes are none."""
     try:
-        return pl.Series(values, dtype=pl.Binary).cast(pl.String)
+        return values.cast(pl.String)
     except pl.exceptions.PolarsError:  # some of them; it does not say which
         return pl.Series(map(_text, values), dtype=pl.String)
 

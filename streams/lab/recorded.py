@@ -30,7 +30,7 @@ from streams.decode.columns import schema_of
 from streams.ledger.commit import Partition
 from streams.live.judge import FOLLOWED
 from streams.pipeline import Pipeline, Source
-from streams.transport.frame import Frame, Headers
+from streams.transport.frame import Frame, Headers, column
 
 _EVER_MS = 2**62
 _CHUNK = 20_000
@@ -105,8 +105,8 @@ class Feed:
             *self.partition,
             first,
             behind,
-            values,
-            keys,
+            column(values),
+            column(keys),
             range(offsets[0], offsets[-1] + 1) if dense else offsets,
             headers=headers,
             stamps=stamps,

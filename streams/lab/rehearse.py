@@ -107,7 +107,7 @@ class Rehearsal:
         for frame in frames:
             partition = _of(frame)
             for index, (offset, key, value) in enumerate(
-                zip(frame.offsets, frame.keys, frame.values, strict=True)
+                zip(frame.offsets, frame.keys.to_list(), frame.values.to_list(), strict=True)
             ):
                 headers = [(name, said or b"") for name, said in frame.headers.get(index, ())]
                 self._judge.hear(partition, offset, key, value, headers)

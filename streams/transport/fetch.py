@@ -26,7 +26,7 @@ from faust.transport.drivers.aiokafka import (
 from faust.types import TP
 
 from streams.ledger.positions import PositionLost, expired, made_anew
-from streams.transport.frame import Frame, read_frame
+from streams.transport.frame import Frame, Partition, read_frame
 from streams.transport.pace import IDLE_MS, Pace
 from streams.transport.receive import receive_in_place
 
@@ -59,6 +59,7 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         self.next_offsets: dict[TP, int] = {}
         self._was_assigned = False
         self._pace = Pace(time.monotonic())
+        self._mixed: dict[Partition, int] = {}
 
     def _create_worker_consumer(self, transport) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
@@ -207,7 +208,7 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         if not wanted:
             return {}
         with fetcher._subscriptions.fetch_context():
-            drained = await _drain(fetcher, wanted, timeout or 0.0)
+            drained = await _drain(fetcher, wanted, timeout or 0.0, self._mixed)
         sent_bytes = sum(frame.sent_bytes for frames in drained.values() for frame in frames)
         least_bytes, wait_ms = self._pace.after(sent_bytes, time.monotonic())
         # Each broker is asked by itself, and has its share.
@@ -241,13 +242,15 @@ class FrameFetchThread(AIOKafkaConsumerThread):
         return True
 
 
-async def _drain(fetcher: Fetcher, wanted: frozenset[TP], timeout_s: float) -> dict[TP, list[Frame]]:
+async def _drain(
+    fetcher: Fetcher, wanted: frozenset[TP], timeout_s: float, mixed: dict[Partition, int] | None = None
+) -> dict[TP, list[Frame]]:
     """Frames of all wanted partitions that have some, waiting up to `timeout_s` for the first."""
     deadline = time.monotonic() + timeout_s
     while True:
         if fetcher._subscriptions.reassignment_in_progress:
             await fetcher._subscriptions.wait_for_assignment()
-        drained = _take_fetched(fetcher, wanted)
+        drained = _take_fetched(fetcher, wanted, mixed)
         left_s = deadline - time.monotonic()
         if drained or left_s <= 0:
             return drained
@@ -259,7 +262,9 @@ async def _drain(fetcher: Fetcher, wanted: frozenset[TP], timeout_s: float) -> d
         waiter.result()  # raises what the fetcher met, such as a refused authorisation
 
 
-def _take_fetched(fetcher: Fetcher, wanted: frozenset[TP]) -> dict[TP, list[Frame]]:
+def _take_fetched(
+    fetcher: Fetcher, wanted: frozenset[TP], mixed: dict[Partition, int] | None
+) -> dict[TP, list[Frame]]:
     drained: dict[TP, list[Frame]] = {}
     for tp in list(fetcher._records):
         if tp not in wanted:
@@ -274,7 +279,7 @@ def _take_fetched(fetcher: Fetcher, wanted: frozenset[TP]) -> dict[TP, list[Fram
             fetcher._notify(fetcher._wait_consume_future)
             fetched.check_raise()
             continue
-        frame = _take(fetched, tp)
+        frame = _take(fetched, tp, mixed)
         del fetcher._records[tp]
         fetcher._notify(fetcher._wait_consume_future)
         if frame is not None:
@@ -282,7 +287,7 @@ def _take_fetched(fetcher: Fetcher, wanted: frozenset[TP]) -> dict[TP, list[Fram
     return drained
 
 
-def _take(fetched: FetchResult, tp: TopicPartition) -> Frame | None:
+def _take(fetched: FetchResult, tp: TopicPartition, mixed: dict[Partition, int] | None) -> Frame | None:
     if not fetched.check_assignment(tp):
         return None
     records = fetched._partition_records
@@ -291,7 +296,7 @@ def _take(fetched: FetchResult, tp: TopicPartition) -> Frame | None:
     # A generator that is never begun and holds the records that hold it: with it the whole response of the
     # broker would stay until the garbage collector's next full round, hundreds of megabytes later.
     records._records_iterator = None
-    frame = read_frame(records, topic=tp.topic, partition=tp.partition)
+    frame = read_frame(records, topic=tp.topic, partition=tp.partition, mixed=mixed)
     fetched._update_position()
     fetched._partition_records = None
     return frame

@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+import polars as pl
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import CorruptRecordException
 
-from streams.transport.inflate import MAX_BATCH_BYTES, Batches, TooLarge, inflated, is_dense
+from streams.transport.columns import LEAST_RECORDS, Mixed, Payload, read_columns, shape_of
+from streams.transport.inflate import (
+    MAX_BATCH_BYTES,
+    Batches,
+    TooLarge,
+    count_of,
+    is_dense,
+    payload_of,
+    plain,
+)
 
 _NAMED_ONE_BY_ONE = 10_000
+# Frames of a partition that are walked after one whose records were not alike.
+_WALKED = 16
 Headers = Sequence[tuple[str, bytes | None]]
+Partition = tuple[str, int]
+"""Topic and partition."""
+
+
+def column(values: Iterable[bytes | None]) -> pl.Series:
+    """Keys or values of records as a frame holds them: Binary, null where there is none."""
+    return pl.Series(list(values), dtype=pl.Binary)
 
 
 @dataclass(slots=True, eq=False)
 class Frame:
     """Records of one partition in the half-open, contiguous range of offsets [first, next).
 
-    `values[i]` belongs to `offsets[i]`; a compacted or transactional topic leaves offsets of the range
-    without a record, which count as read all the same. `headers` holds only records that have some,
-    by index; `stamps` the index at which each batch begins, with its timestamp; `unread` says why a record
-    could not be read, by index. `size_bytes` is what the records take in memory, at most; `sent_bytes` what
-    was fetched for them.
+    `values[i]` and `keys[i]` are of the record at `offsets[i]`, bytes or None; a compacted or transactional
+    topic leaves offsets of the range without a record, which count as read all the same. `headers` holds only
+    records that have some, by index; `stamps` the index at which each batch begins, with its timestamp;
+    `unread` says why a record could not be read, by index. `size_bytes` is what the records take in memory,
+    at most; `sent_bytes` what was fetched for them.
     """
 
     topic: str
     partition: int
     first: int
     next: int
-    values: list[bytes | None]
-    keys: list[bytes | None]
+    values: pl.Series
+    keys: pl.Series
     offsets: Sequence[int]
     headers: dict[int, Headers] = field(default_factory=dict)
     stamps: list[tuple[int, int]] = field(default_factory=list)
@@ -76,7 +96,7 @@ class Frame:
             headers={i - skip: h for i, h in self.headers.items() if i >= skip},
             stamps=[(0, self.timestamp_of(skip)), *((i - skip, ms) for i, ms in self.stamps if i > skip)],
             unread={i - skip: why for i, why in self.unread.items() if i >= skip},
-            size_bytes=sum(map(len, filter(None, self.values[skip:]))),
+            size_bytes=_bytes_of(self.values[skip:]),
         )
 
     def parted(self, count: int) -> tuple[Frame, Frame]:
@@ -93,93 +113,150 @@ class Frame:
             headers={i: h for i, h in self.headers.items() if i < count},
             stamps=[(i, ms) for i, ms in self.stamps if i < count],
             unread={i: why for i, why in self.unread.items() if i < count},
-            size_bytes=sum(map(len, filter(None, self.values[:count]))),
+            size_bytes=_bytes_of(self.values[:count]),
         )
         return head, rest
 
 
-def read_frame(records: PartitionRecords, *, topic: str, partition: int) -> Frame | None:
+def _bytes_of(values: pl.Series) -> int:
+    return int(values.bin.size().sum())
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A frame as far as it is read: its parts, in order.
+
+    `ahead` are batches that are read as columns together, as soon as one comes that is not; `records`
+    counts theirs, too.
+    """
+
+    frame: Frame
+    values: list[pl.Series] = field(default_factory=list)
+    keys: list[pl.Series] = field(default_factory=list)
+    offsets: list[Sequence[int]] = field(default_factory=list)
+    records: int = 0
+    ahead: list[tuple[Any, Payload]] = field(default_factory=list)
+    is_mixed: bool = False
+
+    def add(self, batch: Any, raw: memoryview, *, as_columns: bool) -> None:
+        """Take the records of a batch that stand at the frame's first offset or behind it."""
+        frame, count = self.frame, count_of(raw)
+        frame.sent_bytes += len(raw)
+        frame.stamps.append((self.records, batch.max_timestamp or -1))
+        try:
+            content = payload_of(raw)
+        except TooLarge as why:
+            self._set_aside(batch, why)
+            return
+        frame.size_bytes += len(content)
+        whole = batch.base_offset >= frame.first and is_dense(raw)
+        shape = shape_of(content) if whole and as_columns and count >= LEAST_RECORDS else None
+        readable = plain(raw, content) if batch.compression_type else batch
+        if shape is None:
+            self._walk(readable, whole=whole)
+        else:
+            self.ahead.append((readable, Payload(count, content, shape)))
+            self.records += count
+
+    def end(self) -> None:
+        """Nothing more comes: the frame is what was added."""
+        self._read_ahead()
+        frame = self.frame
+        if self.values:
+            frame.values, frame.keys = pl.concat(self.values), pl.concat(self.keys)
+        if self.offsets:
+            first, last = self.offsets[0][0], self.offsets[-1][-1]
+            dense = last - first + 1 == self.records
+            frame.offsets = range(first, last + 1) if dense else [*chain.from_iterable(self.offsets)]
+
+    def _read_ahead(self) -> None:
+        ahead, self.ahead = self.ahead, []
+        if not ahead:
+            return
+        try:
+            keys, values = read_columns([payload for _, payload in ahead])
+        except Mixed:
+            self.is_mixed = True
+            self.records -= sum(payload.records for _, payload in ahead)
+            for batch, _ in ahead:
+                self._walk(batch, whole=True)
+        else:
+            self.values.append(values)
+            self.keys.append(keys)
+            self.offsets += [range(batch.base_offset, batch.next_offset) for batch, _ in ahead]
+
+    def _walk(self, batch: Any, *, whole: bool) -> None:
+        self._read_ahead()
+        values: list[bytes | None] = []
+        keys: list[bytes | None] = []
+        offsets: list[int] = []
+        first = self.frame.first
+        # A plain loop over attributes, and no list of record objects: keeping those alive costs the cyclic
+        # garbage collector three times the loop itself. Each attribute of each record costs some 30 ns.
+        for record in batch:
+            if not whole:
+                offset = record.offset
+                if offset < first:
+                    continue  # a batch may begin before the offset that was asked for
+                offsets.append(offset)
+            values.append(record.value)
+            keys.append(record.key)
+            headers = record.headers
+            if headers:
+                self.frame.headers[self.records + len(values) - 1] = headers
+        self._take(values, keys, range(batch.base_offset, batch.next_offset) if whole else offsets)
+
+    def _set_aside(self, batch: Any, why: TooLarge) -> None:
+        """Note each record of a batch that cannot be read, or the whole of it where they are very many."""
+        self._read_ahead()
+        last = batch.next_offset - 1
+        first = max(self.frame.first, last + 1 - why.records) if why.records <= _NAMED_ONE_BY_ONE else last
+        offsets = range(first, last + 1)
+        self.frame.unread |= {self.records + number: str(why) for number in range(len(offsets))}
+        self._take([None] * len(offsets), [None] * len(offsets), offsets)
+
+    def _take(self, values: list[bytes | None], keys: list[bytes | None], offsets: Sequence[int]) -> None:
+        if values:
+            self.values.append(column(values))
+            self.keys.append(column(keys))
+            self.offsets.append(offsets)
+            self.records += len(values)
+
+
+def read_frame(
+    records: PartitionRecords, *, topic: str, partition: int, mixed: dict[Partition, int] | None = None
+) -> Frame | None:
     """Drain a fetched chunk, whole record batches at a time, without a ConsumerRecord each.
 
     Leaves `records.next_fetch_offset` behind the chunk, as aiokafka's own iterator would: control
     batches, aborted transactions and sparse batches move the position without giving a record.
 
+    Args:
+        mixed: of partitions in whose batches records were not alike, how many frames are walked before they
+            are tried as columns again; kept here.
+
     Raises:
         CorruptRecordException: a batch fails its CRC and no batch before it was good.
     """
     first = records.next_fetch_offset
-    frame = Frame(topic, partition, first, first, [], [], [])
-    offsets: list[int] = []
+    frame = Frame(topic, partition, first, first, column(()), column(()), [])
+    reading = _Reading(frame)
+    rest = mixed.pop((topic, partition), 0) if mixed else 0
     try:
         for batch, raw in _data_batches(records):
-            frame.sent_bytes += len(raw)
-            frame.stamps.append((len(frame.values), batch.max_timestamp or -1))
-            try:
-                readable, size_bytes = inflated(raw) if batch.compression_type else (batch, len(raw))
-            except TooLarge as why:
-                _set_aside(frame, offsets, batch, why, first)
-            else:
-                frame.size_bytes += size_bytes
-                if batch.base_offset >= first and is_dense(raw):
-                    _append_all(frame, offsets, readable)
-                else:
-                    _append(frame, offsets, readable, first)
+            reading.add(batch, raw, as_columns=not rest)
             records.next_fetch_offset = batch.next_offset
             if frame.size_bytes > MAX_BATCH_BYTES:
                 break  # the rest is fetched again, once this is out of the way
     except CorruptRecordException:
         # What came before the bad batch is good; it is fetched again and fails on its own next time.
-        if not frame.values:
+        if not reading.records:
             raise
+    reading.end()
+    if mixed is not None and (rest := _WALKED if reading.is_mixed else max(rest - 1, 0)):
+        mixed[topic, partition] = rest
     frame.next = records.next_fetch_offset
-    if frame.next == first:
-        return None
-    dense = not offsets or offsets[-1] - offsets[0] + 1 == len(offsets)
-    frame.offsets = range(offsets[0], offsets[0] + len(offsets)) if dense and offsets else offsets
-    return frame
-
-
-# Plain loops over attributes, and no list of record objects: keeping those alive costs the cyclic garbage
-# collector three times the loop itself. Each attribute of each record costs some 30 ns.
-
-
-def _append_all(frame: Frame, offsets: list[int], batch: Any) -> None:
-    """Add a batch that has a record for each of its offsets."""
-    values, keys = frame.values, frame.keys
-    start = len(values)
-    for record in batch:
-        values.append(record.value)
-        keys.append(record.key)
-        headers = record.headers
-        if headers:
-            frame.headers[len(values) - 1] = headers
-    offsets.extend(range(batch.base_offset, batch.base_offset + len(values) - start))
-
-
-def _append(frame: Frame, offsets: list[int], batch: Any, first: int) -> None:
-    """Add those of a batch's records that stand at `first` or behind it."""
-    values, keys = frame.values, frame.keys
-    for record in batch:
-        offset = record.offset
-        if offset < first:
-            continue  # a batch may begin before the offset that was asked for
-        values.append(record.value)
-        keys.append(record.key)
-        offsets.append(offset)
-        headers = record.headers
-        if headers:
-            frame.headers[len(values) - 1] = headers
-
-
-def _set_aside(frame: Frame, offsets: list[int], batch: Any, why: TooLarge, first: int) -> None:
-    """Note a batch that cannot be read: each of its records, or the whole of it where they are very many."""
-    last = batch.next_offset - 1
-    each = range(max(first, last + 1 - why.records), last + 1) if why.records <= _NAMED_ONE_BY_ONE else [last]
-    for offset in each:
-        frame.unread[len(frame.values)] = str(why)
-        frame.values.append(None)
-        frame.keys.append(None)
-        offsets.append(offset)
+    return None if frame.next == first else frame
 
 
 def _data_batches(records: PartitionRecords) -> Iterator[tuple[Any, memoryview]]:

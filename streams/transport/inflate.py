@@ -55,27 +55,38 @@ aiokafka.consumer.fetcher.MemoryRecords = Batches  # type: ignore[attr-defined]
 def is_dense(raw: memoryview) -> bool:
     """Whether the batch has a record for each offset that it covers: compaction leaves gaps."""
     (last,) = struct.unpack_from(">i", raw, _LAST_OFFSET_AT)
-    (count,) = struct.unpack_from(">i", raw, _COUNT_AT)
-    return last + 1 == count
+    return last + 1 == count_of(raw)
 
 
-def inflated(raw: memoryview) -> tuple[Any, int]:
-    """The batch without its compression, and how many bytes it takes.
+def count_of(raw: memoryview) -> int:
+    """How many records the batch says that it has."""
+    return struct.unpack_from(">i", raw, _COUNT_AT)[0]
+
+
+def payload_of(raw: memoryview) -> memoryview | bytes:
+    """The batch's records, without its head and its compression.
 
     Raises:
         TooLarge: it does not fit in memory that anybody would plan for.
     """
-    header = bytearray(raw[:_HEADER_BYTES])
-    (attributes,) = struct.unpack_from(">h", header, _ATTRIBUTES_AT)
-    (count,) = struct.unpack_from(">i", header, _COUNT_AT)
+    (attributes,) = struct.unpack_from(">h", raw, _ATTRIBUTES_AT)
+    if not attributes & _CODECS:
+        return raw[_HEADER_BYTES:]
     try:
-        records = _decompressed(attributes & _CODECS, raw[_HEADER_BYTES:])
+        return _decompressed(attributes & _CODECS, raw[_HEADER_BYTES:])
     except (cramjam.DecompressionError, zlib.error, ValueError, struct.error) as error:
+        count = count_of(raw)
         what = f"a batch of {count} records, {len(raw)} bytes compressed: {error}"
         limit = f"at most {MAX_BATCH_BYTES} bytes decompressed are taken"
         raise TooLarge(count, f"{what}; {limit}") from error
+
+
+def plain(raw: memoryview, payload: memoryview | bytes) -> Any:
+    """The batch with its records uncompressed, to be walked."""
+    header = bytearray(raw[:_HEADER_BYTES])
+    (attributes,) = struct.unpack_from(">h", header, _ATTRIBUTES_AT)
     struct.pack_into(">h", header, _ATTRIBUTES_AT, attributes & ~_CODECS)
-    return DefaultRecordBatch(bytes(header) + records), len(records)
+    return DefaultRecordBatch(bytes(header) + payload)
 
 
 # What a batch of this many bytes has used is given back: few are so large.
