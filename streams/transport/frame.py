@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -84,7 +84,7 @@ class Frame:
         """The frame without its records below `offset`."""
         if offset <= self.first:
             return self
-        skip = next((i for i, own in enumerate(self.offsets) if own >= offset), len(self.values))
+        skip = bisect_left(self.offsets, offset)
         return Frame(
             topic=self.topic,
             partition=self.partition,
