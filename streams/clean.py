@@ -151,7 +151,11 @@ def rule(name: str, keep: pl.Expr, *, detail: str = "") -> Rule:
 
 
 def dedupe(*, within: str) -> Dedupe:
-    """Drop repeats of a key within this much event time."""
+    """Drop repeats of a key within this much event time.
+
+    A worker remembers the keys of that span, at some 40 bytes each and the key: of an hour at 1,000 events a
+    second 200 MB, of a day 5 GB.
+    """
     return Dedupe(within_ms=to_ms(within))
 
 

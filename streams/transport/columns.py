@@ -59,7 +59,7 @@ def shape_of(content: memoryview | bytes) -> Shape | None:
 
 
 def read_columns(payloads: Sequence[Payload]) -> tuple[pl.Series, pl.Series]:
-    """Keys and values (N,) of all records, in their order; neither copies them to Python.
+    """Keys and values (N,) of all records, Binary, in their order.
 
     Raises:
         Mixed: not all of a batch's records are like its first.
