@@ -299,9 +299,14 @@ class Stage:
         worker.start(level="warn")
         with contextlib.suppress(Exception):
             worker.running.wait(_REFUSED_WITHIN_S)
-        if not worker.has_ended() or newest.name not in worker.log()[logged:]:
+        said = worker.log()[logged:]
+        if not worker.has_ended():
             self.died.append(f"a worker took {newest.name}, which was cut short, for whole")
-            worker.close()
+        elif newest.name not in said:
+            self.died.append(
+                f"a worker ended, and not because {newest.name} was cut short; its log ends:\n{said[-2_000:]}"
+            )
+        worker.close()
         newest.write_bytes(whole)
         return go_on
 
