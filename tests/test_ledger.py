@@ -14,7 +14,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from infra.dataset import META, Dataset
+from infra.dataset import META, Dataset, DatasetUnreadable
+from infra.switched import newest_switch
 from schemas.errors import InvalidConfiguration
 from streams.ledger import checkpoint as checkpoint_module
 from streams.ledger.commit import (
@@ -252,6 +253,20 @@ def test_a_dataset_that_cannot_be_made_says_what_to_check(tmp_path: Path) -> Non
     in_the_way.write_text("")
     with pytest.raises(DatasetNotWritable, match="check its folder, space and rights"):
         Ledger(in_the_way / "p", SCHEMA)
+
+
+def test_whoever_opens_a_dataset_is_told_which_entry_was_cut_short(tmp_path: Path) -> None:
+    uri = tmp_path / "p"
+    ledger = Ledger(uri, SCHEMA)
+    newest = uri / "_delta_log" / f"{commit(ledger, 0, 3):020d}.json"
+    whole = newest.read_bytes()
+    for left in (len(whole) // 4, len(whole) // 2, len(whole) - 5):
+        newest.write_bytes(whole[:left])
+        with pytest.raises(DatasetUnreadable, match=rf"log entry {newest.name} .* move it away") as raised:
+            newest_switch(uri)
+        assert "unknown" not in str(raised.value)
+    newest.write_bytes(whole)
+    assert newest_switch(uri) is None
 
 
 def test_no_commit_waits_for_a_checkpoint_and_one_that_fails_takes_nothing_with_it(
