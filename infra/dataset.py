@@ -218,24 +218,17 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable:
             f"there is no dataset at {uri}; has the pipeline's worker run yet?"
         ) from error
     except Exception as error:  # deltalake raises several kinds for a version that is not there
-        if version is None and "://" not in uri and (cut := _cut_short(uri)) is not None:
-            raise DatasetUnreadable(
-                f"log entry {cut.name} of dataset {uri} is not whole, as after a power cut: restore it, or "
-                "move it away to go back to the version before; what came later is then read again from Kafka"
-            ) from error
+        if version is None:
+            _read_newest(uri)  # one that is cut short is named, with the way out
         said = str(error).partition("\n")[0]  # what follows is a trace of its own
         raise DatasetUnreadable(f"dataset {uri} has no readable version {version}: {said}") from error
 
 
-def _cut_short(uri: str) -> Path | None:
-    """The newest entry of the log, if a line of it is no JSON."""
+def _read_newest(uri: str) -> None:
+    """Raises DatasetUnreadable where the log's newest entry is not whole."""
     newest = max((Path(uri) / "_delta_log").glob("[0-9]*.json"), default=None)
-    try:
-        for line in newest.read_bytes().splitlines() if newest else ():
-            json.loads(line)
-    except ValueError:
-        return newest
-    return None
+    if newest is not None:
+        Dataset(uri).commit(int(newest.stem))
 
 
 @lru_cache(maxsize=8)

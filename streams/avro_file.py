@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aiokafka.record.util import encode_varint
+
 _SYNC = b"tidemill-avro-16"
 
 
@@ -16,20 +18,17 @@ def file_head(fields: Sequence[Mapping[str, Any]]) -> bytes:
     """The file up to its first block: of uncompressed records with these fields, by name and type."""
     schema = json.dumps({"type": "record", "name": "record", "fields": fields}).encode()
     said = ((b"avro.schema", schema), (b"avro.codec", b"null"))
-    entries = (long(len(part)) + part for entry in said for part in entry)
-    return b"".join([b"Obj\x01", long(len(said)), *entries, long(0), _SYNC])
+    entries = (_long(len(part)) + part for entry in said for part in entry)
+    return b"".join([b"Obj\x01", _long(len(said)), *entries, _long(0), _SYNC])
 
 
 def block(records: int, content: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
     """A block of so many records, in parts: their bytes are large, and are not copied for it."""
-    return long(records), long(len(content)), content, _SYNC
+    return _long(records), _long(len(content)), content, _SYNC
 
 
-def long(value: int) -> bytes:
-    """A number that is not negative, zigzag and in groups of seven bits."""
-    zigzag, out = value << 1, bytearray()
-    while zigzag & ~0x7F:
-        out.append(zigzag & 0x7F | 0x80)
-        zigzag >>= 7
-    out.append(zigzag)
-    return bytes(out)
+def _long(value: int) -> bytes:
+    """A number, zigzag and in groups of seven bits: Kafka's varint is Avro's long."""
+    written = bytearray()
+    encode_varint(value, written.append)
+    return bytes(written)

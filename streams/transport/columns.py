@@ -88,6 +88,9 @@ def _read(shape: Shape, payloads: Sequence[Payload]) -> tuple[pl.Series, pl.Seri
     return keys, read.get_column("value")
 
 
+# Not by aiokafka's `decode_varint`, which reads on behind the end of what it is given.
+
+
 def _behind(content: memoryview | bytes, at: int) -> int:
     """Where what follows the number at that place begins."""
     while content[at] & 0x80:

@@ -25,8 +25,9 @@ from faust.transport.drivers.aiokafka import (
 )
 from faust.types import TP
 
+from streams.ledger.commit import Partition
 from streams.ledger.positions import PositionLost, expired, made_anew
-from streams.transport.frame import Frame, Partition, read_frame
+from streams.transport.frame import Frame, read_frame
 from streams.transport.pace import IDLE_MS, Pace
 from streams.transport.receive import receive_in_place
 

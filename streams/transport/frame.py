@@ -12,6 +12,7 @@ import polars as pl
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import CorruptRecordException
 
+from streams.ledger.commit import Partition
 from streams.transport.columns import LEAST_RECORDS, Mixed, Payload, read_columns, shape_of
 from streams.transport.inflate import (
     MAX_BATCH_BYTES,
@@ -27,8 +28,6 @@ _NAMED_ONE_BY_ONE = 10_000
 # Frames of a partition that are walked after one whose records were not alike.
 _WALKED = 16
 Headers = Sequence[tuple[str, bytes | None]]
-Partition = tuple[str, int]
-"""Topic and partition."""
 
 
 def column(values: Iterable[bytes | None]) -> pl.Series:
@@ -135,7 +134,7 @@ class _Reading:
     keys: list[pl.Series] = field(default_factory=list)
     offsets: list[Sequence[int]] = field(default_factory=list)
     records: int = 0
-    ahead: list[tuple[Any, Payload]] = field(default_factory=list)
+    ahead: list[tuple[Any, memoryview, Payload]] = field(default_factory=list)
     is_mixed: bool = False
 
     def add(self, batch: Any, raw: memoryview, *, as_columns: bool) -> None:
@@ -151,11 +150,10 @@ class _Reading:
         frame.size_bytes += len(content)
         whole = batch.base_offset >= frame.first and is_dense(raw)
         shape = shape_of(content) if whole and as_columns and count >= LEAST_RECORDS else None
-        readable = plain(raw, content) if batch.compression_type else batch
         if shape is None:
-            self._walk(readable, whole=whole)
+            self._walk(batch, raw, content, whole=whole)
         else:
-            self.ahead.append((readable, Payload(count, content, shape)))
+            self.ahead.append((batch, raw, Payload(count, content, shape)))
             self.records += count
 
     def end(self) -> None:
@@ -174,18 +172,18 @@ class _Reading:
         if not ahead:
             return
         try:
-            keys, values = read_columns([payload for _, payload in ahead])
+            keys, values = read_columns([payload for _, _, payload in ahead])
         except Mixed:
             self.is_mixed = True
-            self.records -= sum(payload.records for _, payload in ahead)
-            for batch, _ in ahead:
-                self._walk(batch, whole=True)
+            self.records -= sum(payload.records for _, _, payload in ahead)
+            for batch, raw, payload in ahead:
+                self._walk(batch, raw, payload.content, whole=True)
         else:
             self.values.append(values)
             self.keys.append(keys)
-            self.offsets += [range(batch.base_offset, batch.next_offset) for batch, _ in ahead]
+            self.offsets += [range(batch.base_offset, batch.next_offset) for batch, _, _ in ahead]
 
-    def _walk(self, batch: Any, *, whole: bool) -> None:
+    def _walk(self, batch: Any, raw: memoryview, content: memoryview | bytes, *, whole: bool) -> None:
         self._read_ahead()
         values: list[bytes | None] = []
         keys: list[bytes | None] = []
@@ -193,7 +191,7 @@ class _Reading:
         first = self.frame.first
         # A plain loop over attributes, and no list of record objects: keeping those alive costs the cyclic
         # garbage collector three times the loop itself. Each attribute of each record costs some 30 ns.
-        for record in batch:
+        for record in plain(raw, content) if batch.compression_type else batch:
             if not whole:
                 offset = record.offset
                 if offset < first:
