@@ -133,16 +133,29 @@ def test_an_interrupted_download_leaves_nothing_that_the_next_start_would_trust(
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
+        from infra.kafka import jars
         from infra.kafka.jars import Jar, provide_jars
+
+        class Fetching(jars._Fetching):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                stop = self.stop.set
+                self.stop.set = lambda: (stop(), print("stops", flush=True))
+
+        jars._Fetching = Fetching
         cache, repository, sha256, size = sys.argv[1:]
         jar = Jar(coordinate="org.example:thing:1.0", sha256=sha256, size_bytes=int(size))
         provide_jars(Path(cache), repository=repository, jars=[jar])
     """)
     arguments = [str(tmp_path), repository.address, JAR.sha256, str(JAR.size_bytes)]
-    with subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE) as fetching:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=pipe, stderr=pipe) as fetching:
         while not list(jar_folder(tmp_path).rglob("thing-1.0.jar")):
             assert fetching.poll() is None
         fetching.send_signal(how)
+        # Before it has heard of it, it may yet fetch the whole jar, and rightly keep it.
+        assert fetching.stdout is not None
+        assert fetching.stdout.readline() == (b"stops\n" if how == signal.SIGINT else b"")
         repository.stall.set()
         fetching.communicate(timeout=20)
     assert fetching.returncode != 0
