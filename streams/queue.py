@@ -12,6 +12,8 @@ import numpy as np
 from streams.decode.heights import heights
 from streams.transport.frame import Frame
 
+_BATCHES = 2
+
 
 @dataclass(slots=True)
 class Arrived:
@@ -57,7 +59,11 @@ class FrameQueue:
 
     def is_full(self) -> bool:
         """Whether somebody who brings a frame must wait."""
-        return bool(self.frames) and (self.rows >= 2 * self.max_rows or self.size_bytes >= 2 * self.max_bytes)
+        return bool(self.frames) and self.fullness() >= _BATCHES
+
+    def fullness(self) -> float:
+        """What waits as a share of one batch, by rows or by bytes, whichever is more."""
+        return max(self.rows / self.max_rows, self.size_bytes / self.max_bytes)
 
     async def put(self, arrived: Arrived) -> None:
         """Add a frame; waits while there is no room for it."""

@@ -455,7 +455,7 @@ class StreamWorker:
     async def _worth_taking(self) -> None:
         """A full batch waits, or whatever there is once nothing is being committed."""
         await self._queue.changed.wait()
-        while self._queue.rows < self.options.batch_rows:
+        while self._queue.fullness() < 1:
             await asyncio.sleep(self.options.coalesce_ms / 1000)
             if self._nothing_in_hand.is_set():
                 break

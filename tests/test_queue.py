@@ -98,3 +98,16 @@ def test_rows_of_arrow_records_fill_the_queue() -> None:
 def test_a_damaged_arrow_record_counts_as_one_row() -> None:
     damaged = frame_of([arrow_of(9)[:-4]], headers={0: ARROW})
     assert Arrived(damaged, lambda: None).rows == 1
+
+
+def test_a_queue_is_as_full_as_its_rows_or_its_bytes_say() -> None:
+    async def filled() -> None:
+        by_rows, by_bytes = FrameQueue(MOST_ROWS, 2**30), FrameQueue(2**30, 8)
+        for queue in (by_rows, by_bytes):
+            await queue.put(Arrived(frame([None, None, None]), lambda: None))
+        assert by_rows.fullness() == 3 / MOST_ROWS
+        assert by_bytes.fullness() == 6 / 8
+        await by_bytes.put(Arrived(frame([None] * 5, first=3), lambda: None))
+        assert by_bytes.is_full()
+
+    asyncio.run(filled())
