@@ -22,9 +22,12 @@ def file_head(fields: Sequence[Mapping[str, Any]]) -> bytes:
     return b"".join([b"Obj\x01", _long(len(said)), *entries, _long(0), _SYNC])
 
 
-def block(records: int, content: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
-    """A block of so many records, in parts: their bytes are large, and are not copied for it."""
-    return _long(records), _long(len(content)), content, _SYNC
+def block(records: int, contents: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """A block of so many records, in parts: their bytes are large, and are not copied for it.
+
+    One of many records is cheaper to read than many of few.
+    """
+    return [_long(records), _long(sum(map(len, contents))), *contents, _SYNC]
 
 
 def _long(value: int) -> bytes:

@@ -91,6 +91,18 @@ def test_records_that_are_not_all_alike_are_never_read_as_others(records: list[R
         read_columns([Payload(len(records), content, shape)])
 
 
+@pytest.mark.parametrize("moved", [b"v", b"v" * 70, b"v" * 9_000, b"v" * 2_000_000])
+def test_a_batch_that_holds_more_records_than_it_says_does_not_pass_them_on_to_the_next(moved: bytes) -> None:
+    one, other = [(0, b"k", b"a", []), (0, b"k", b"b", [])], [(0, b"k", moved, []), (0, b"k", b"d", [])]
+    whole = payload(one), payload(other)
+    keys, values = read_columns([Payload(2, content, Shape.KEYED) for content in whole])
+    assert (keys.to_list(), values.to_list()) == ([b"k"] * 4, [b"a", b"b", moved, b"d"])
+    cut = len(payload(other[:1]))
+    shifted = whole[0] + whole[1][:cut], whole[1][cut:]
+    with pytest.raises(Mixed):
+        read_columns([Payload(2, content, Shape.KEYED) for content in shifted])
+
+
 @settings(deadline=None)
 @given(content=st.binary(max_size=60), records=st.integers(1, 5), shape=st.sampled_from(Shape))
 def test_bytes_that_are_no_records_are_mixed_at_worst(content: bytes, records: int, shape: Shape) -> None:

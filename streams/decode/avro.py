@@ -273,7 +273,7 @@ def _together(schema: WriterSchema, bodies: Bodies) -> pl.DataFrame:
     if not len(bodies) or not written:
         table = pl.DataFrame(places)
     else:
-        own = b"".join([value[HEAD_BYTES:] for value in bodies.values])
+        own = [value[HEAD_BYTES:] for value in bodies.values]
         fields = [{"name": f.name, "type": _as_number(f)} for f in written]
         table = pl.read_avro(io.BytesIO(b"".join((file_head(fields), *block(len(bodies), own)))))
         # An enum is written as its symbol's number, and read as that: Polars panics on one that may be null.

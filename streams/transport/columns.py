@@ -1,6 +1,6 @@
 """A record batch's keys and values as columns, read beside Python's lock.
 
-Kafka writes a record as Avro would: zigzag numbers, and bytes behind their length. So batches are the blocks
+Kafka writes a record as Avro would: zigzag numbers, and bytes behind their length. So batches are a block
 of an Avro file that is made up around them, and Polars reads them without an object a record. What Avro
 cannot say is a record without a value or with headers: whose batches are left to aiokafka's own walk.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
 
+import numpy as np
 import polars as pl
 
 from streams.avro_file import block, file_head
@@ -69,16 +70,21 @@ def read_columns(payloads: Sequence[Payload]) -> tuple[pl.Series, pl.Series]:
 
 
 def _read(shape: Shape, payloads: Sequence[Payload]) -> tuple[pl.Series, pl.Series]:
-    blocks = (part for each in payloads for part in block(each.records, each.content))
-    file = io.BytesIO(b"".join((_HEADS[shape], *blocks)))
+    """All as one block, however many batches there are: each block has its price."""
+    records = [each.records for each in payloads]
+    content = block(sum(records), [each.content for each in payloads])
+    file = io.BytesIO(b"".join((_HEADS[shape], *content)))
     try:
-        read = pl.read_avro(file, columns=["offset", "key", "value", "headers"])
+        read = pl.read_avro(file, columns=["length", "offset", "key", "value", "headers"])
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise Mixed(str(error)) from error
     # Each record was read as it is if all before it were and it has no headers. So the first that is not like
     # the others shows, whatever was made of those behind it.
-    expected = pl.concat([pl.int_range(each.records, eager=True) for each in payloads])
+    expected = pl.concat([pl.int_range(count, eager=True) for count in records])
     alike = (read.get_column("headers") == 0).all() and (read.get_column("offset") == expected).all()
+    # And none reaches into the next batch.
+    ends = np.cumsum(_sizes(read.get_column("length").to_numpy()))[np.cumsum(records) - 1]
+    alike = alike and np.array_equal(ends, np.cumsum([len(each.content) for each in payloads]))
     keys = read.get_column("key")
     if shape is Shape.KEYLESS:
         alike = alike and (keys == -1).all()
@@ -86,6 +92,14 @@ def _read(shape: Shape, payloads: Sequence[Payload]) -> tuple[pl.Series, pl.Seri
     if not alike:
         raise Mixed("records with headers, or without a key or a value, among others")
     return keys, read.get_column("value")
+
+
+def _sizes(lengths: np.ndarray) -> np.ndarray:
+    """Bytes (N,) that records of these lengths take, with the length: seven bits of its zigzag a byte."""
+    sizes = lengths + 1
+    for bits in range(6, 32, 7):
+        sizes += lengths >> bits > 0
+    return sizes
 
 
 # Not by aiokafka's `decode_varint`, which reads on behind the end of what it is given.
