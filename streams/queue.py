@@ -12,6 +12,7 @@ import numpy as np
 from streams.decode.heights import heights
 from streams.transport.frame import Frame
 
+# One to commit, one to fill meanwhile.
 _BATCHES = 2
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import io
+from pathlib import Path
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.kafka.connection import Connection
+from infra.settings_model import Worker
 from schemas.envelope import ARROW_STREAM
 from schemas.topics import CONTENT_TYPE_HEADER
+from streams.pipelines.flights import flights
 from streams.queue import Arrived, FrameQueue
 from streams.transport.frame import Frame, Headers
+from streams.worker import StreamWorker
 from tests.stream_fixtures import frame_of
 
 ARROW: Headers = ((CONTENT_TYPE_HEADER, ARROW_STREAM.encode()),)
@@ -111,3 +117,17 @@ def test_a_queue_is_as_full_as_its_rows_or_its_bytes_say() -> None:
         assert by_bytes.is_full()
 
     asyncio.run(filled())
+
+
+async def test_a_worker_sifts_ahead_what_is_full_by_its_bytes(tmp_path: Path) -> None:
+    nowhere = Connection(bootstrap_servers="127.0.0.1:1")
+    options = Worker(batch_bytes=8, coalesce_ms=1)
+    worker = StreamWorker(flights, dataset_dir=tmp_path, connection=nowhere, options=options)
+    worker._nothing_in_hand.clear()
+    await worker._queue.put(Arrived(frame([None] * 3), lambda: None))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await worker._worth_taking()
+    await worker._queue.put(Arrived(frame([None], first=3), lambda: None))
+    async with asyncio.timeout(10):
+        await worker._worth_taking()
