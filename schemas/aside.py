@@ -3,13 +3,14 @@
 Three things would. A thread that runs Python keeps the interpreter for 5 ms before it lets another one have
 it, and an answer needs it back after each call into torch: so while a model is built, threads take turns ten
 times as often. Turns alone would still be shared half and half: so the building pauses for some times as long
-as it has worked, and most of an answer's turns meet nobody. And a full round of the garbage collector holds
-the interpreter for as long as it takes to look at every object there is, over 100 ms with torch imported: so
-what is imported is taken out of its rounds.
+as it has worked, and for as long as an answer is computed, but not for ever. And a full round of the garbage
+collector holds the interpreter for as long as it takes to look at every object there is, over 100 ms with
+torch imported: so what is imported is taken out of its rounds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import gc
 import sys
@@ -21,11 +22,14 @@ from contextlib import contextmanager
 _TURN_S = 0.0005
 _WORK_S = 0.0003
 _PAUSES = 8.0
+_ANSWER_S = 0.010
+_WAY_S = 0.004
 
 _lock = threading.Lock()
 _inside = 0
 _before_s = 0.0
 _here = threading.local()
+_answering: set[int] = set()
 
 
 @contextmanager
@@ -48,16 +52,42 @@ def aside() -> Iterator[None]:
                 sys.setswitchinterval(_before_s)
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """Inside, this thread computes an answer, and work aside waits for it: see `breathe`."""
+    if hasattr(_here, "worked_until_s"):  # the first answer of a model that is being built is part of that
+        yield
+        return
+    thread = threading.get_ident()
+    _answering.add(thread)
+    try:
+        yield
+    finally:
+        _answering.discard(thread)
+
+
 def breathe() -> None:
     """Between two steps of work aside: pause for some times as long as this thread has worked since the last.
 
-    Elsewhere it does nothing.
+    And for as long as an answer is computed, up to 10 ms: a service that computes without end takes up new
+    models all the same. Elsewhere it does nothing.
     """
     since_s = getattr(_here, "worked_until_s", None)
-    if since_s is None or (worked_s := time.thread_time() - since_s) < _WORK_S:
+    if since_s is None:
+        return
+    worked_s = time.thread_time() - since_s
+    if worked_s < _WORK_S and not _answering:
         return
     time.sleep(_PAUSES * worked_s)
+    until_s = time.monotonic() + _ANSWER_S
+    while _answering and time.monotonic() < until_s:
+        time.sleep(_WORK_S)
     _here.worked_until_s = time.thread_time()
+
+
+async def give_way() -> None:
+    """Between two steps of work on the event loop itself: what waits there for its answer is served first."""
+    await asyncio.sleep(_WAY_S)
 
 
 def spare_imports() -> None:

@@ -31,6 +31,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from .aside import breathe
 from .errors import InvalidConfiguration, Rejected, Retryable
 from .model import CanaryPublished, Manifest, Signature, SignedModel
 
@@ -155,6 +156,7 @@ class TrustedKeys:
             raise SignatureRefused(
                 f"the signature by {signers} is none of a trusted key ({self}) over this manifest"
             )
+        breathe()
         try:
             return msgspec.json.decode(raw, type=Manifest)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -12,7 +12,8 @@ import torch
 
 from loadtest.swap import models
 from schemas import tabular
-from schemas.aside import aside, breathe
+from schemas.aside import _answering as in_progress
+from schemas.aside import answering, aside, breathe
 from schemas.client import load as loading
 from schemas.client.load import load
 from schemas.errors import TidemillError
@@ -103,6 +104,42 @@ def test_work_aside_pauses_for_longer_than_it_has_worked_and_other_work_never() 
         patch.setattr(time, "sleep", asleep.append)
         worked_and_paused_s()
     assert asleep == []
+
+
+def test_work_aside_waits_while_an_answer_is_computed_but_not_for_ever() -> None:
+    answered = threading.Event()
+    until: list[float] = []
+
+    def work() -> None:
+        with aside():
+            for _ in range(3):
+                breathe()
+            until.append(time.monotonic())
+
+    def waited_s(answer_s: float) -> float:
+        began_s = time.monotonic()
+        with answering():
+            thread = threading.Thread(target=work)
+            thread.start()
+            answered.wait(answer_s)
+        thread.join()
+        return until.pop() - began_s
+
+    assert waited_s(0.02) >= 0.02
+    assert waited_s(5.0) < 2.0, "an answer that takes longer holds no new model up"
+
+
+def test_the_first_answer_of_a_model_that_is_built_is_part_of_that_and_waits_for_nobody() -> None:
+    with aside():
+        with answering():
+            began_s = time.monotonic()
+            breathe()
+            assert time.monotonic() - began_s < 0.01
+        with answering(), pytest.raises(ZeroDivisionError), answering():
+            _ = 1 / 0
+    with pytest.raises(ZeroDivisionError), answering():
+        _ = 1 / 0
+    assert not in_progress, "what fails is no longer computed"
 
 
 def test_a_full_round_of_the_garbage_collector_looks_at_no_import() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import threading
 import time
@@ -23,6 +24,7 @@ from schemas import client, topics
 from schemas.client import ModelFollower, UnfitColumns
 from schemas.client.fit import check_fit, check_inputs
 from schemas.client.load import LoadedModel
+from schemas.client.memory import Memory
 from schemas.client.stores import Stores
 from schemas.envelope import Envelope
 from schemas.errors import InvalidConfiguration
@@ -690,3 +692,23 @@ async def test_a_restarted_service_still_holds_the_model_before_the_one_it_had_a
         assert former.version == (1 if first.published_ms < newest.published_ms else 2)
         assert following._before is not None
         assert following._before.predict(QUESTION).tolist() == pytest.approx(answers(FIRST))
+
+
+def test_what_was_adopted_before_is_kept_also_where_a_file_has_one_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has_no_links(self: Path, target: Path) -> None:
+        raise OSError(errno.EOPNOTSUPP, f"{self} cannot be another name of {target}")
+
+    events = [published("m", version, FIRST, store="http://models/").encoded() for version in (1, 2, 3)]
+    for folder in ("links", "none"):
+        memory = Memory(tmp_path / folder)
+        (tmp_path / folder).mkdir()
+        for event in (events[0], events[1], events[1], events[2]):
+            memory.keep(event)
+        assert (memory.recall_former(), memory.recall()) == (events[1], events[2])
+        assert sorted(each.name for each in (tmp_path / folder).iterdir()) == [
+            "adopted-before.json",
+            "adopted.json",
+        ]
+        monkeypatch.setattr(Path, "hardlink_to", has_no_links)

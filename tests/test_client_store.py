@@ -7,7 +7,9 @@ import base64
 import contextlib
 import hashlib
 import logging
+import random
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -368,3 +370,40 @@ async def test_a_stores_password_reaches_the_store_and_no_log(
     assert base64.b64encode(b"me:s3cret") in heads[0]
     assert "HTTP Request" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+async def test_a_download_that_is_given_up_while_it_writes_writes_no_byte_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes cannot be called back, and the next try goes on behind what it wrote."""
+    content = random.Random(1).randbytes(524_288)
+    digest = hashlib.sha256(content).hexdigest()
+    append, writing, written = Downloader._append, threading.Event(), threading.Event()
+
+    def slowly(self: Downloader, artifact: Artifact, have: int, chunks: list[bytes]) -> None:
+        if have == 0:
+            append(self, artifact, have, chunks)
+            return
+        writing.set()
+        time.sleep(0.2)
+        append(self, artifact, have, chunks)
+        written.set()
+
+    async def first_part(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
+        writer.write(content[:400_000])
+        await writer.drain()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(Downloader, "_append", slowly)
+    async with raw_server(first_part) as store, downloader([store], tmp_path) as slow:
+        one = Artifact(uri=f"{store}{digest}.safetensors", size_bytes=len(content), sha256=digest)
+        fetching = asyncio.create_task(slow.fetch(one))
+        assert await asyncio.to_thread(writing.wait, 10)
+        fetching.cancel()
+        await asyncio.gather(fetching, return_exceptions=True)
+        assert await asyncio.to_thread(written.wait, 10)
+        await asyncio.sleep(0.3)
+    there = (tmp_path / f"{digest}.part").read_bytes()
+    assert len(there) >= 262_144
+    assert there == content[: len(there)]

@@ -58,6 +58,9 @@ _ROUNDS = 5
 _ALIKE = 1e-6
 
 
+_Record = tuple[bytes | None, bytes, list[tuple[str, bytes]]]
+
+
 class SwapBenchFailed(Retryable):
     """Service or sender ended, or the service did not adopt what was said."""
 
@@ -273,9 +276,13 @@ async def _swapped(
     server = StoreServer(store.folder, host="127.0.0.1", port=0)
     address = await server.start()
 
-    def published(version: int) -> Announcement:
+    def published(version: int) -> _Record:
         content = contents[version % _DIFFERENT]
-        return keys.signed(event(NAME, version, content, store=address, size=options.size))
+        said = keys.signed(event(NAME, version, content, store=address, size=options.size))
+        return wrap(said, source="/bench", time_ms=int(time.time() * 1000)).record()
+
+    # Made beforehand: to sign is the work of a trainer on a machine of its own, and would slow what is asked.
+    first, *later = [published(version) for version in range(1, options.swaps + 2)]
 
     asked = {
         "bootstrap_servers": connection.bootstrap_servers,
@@ -287,7 +294,7 @@ async def _swapped(
     try:
         async with _Models(connection) as models, contextlib.AsyncExitStack() as processes:
             said("starting the service")
-            await models.say(published(1))
+            await models.say(first)
             service = await processes.enter_async_context(_process("loadtest.swap.service", asked))
             answering = json.loads(await _line(service))["address"]
             await models.adopted(1)
@@ -303,10 +310,9 @@ async def _swapped(
             await asyncio.sleep(2.0)
             cpu_before_s = _cpu_s(service.pid)
             swaps = []
-            for version in range(2, options.swaps + 2):
+            for version, new in enumerate(later, start=2):
                 if version % 10 == 0:
                     said(f"swap {version - 1} of {options.swaps}")
-                new = published(version)
                 said_ms = time.time() * 1000
                 await models.say(new)
                 adopted = await models.adopted(version)
@@ -351,8 +357,8 @@ class _Models:
         await self._consumer.stop()
         await self._producer.stop()
 
-    async def say(self, event: Announcement) -> None:
-        key, value, headers = wrap(event, source="/bench", time_ms=int(time.time() * 1000)).record()
+    async def say(self, record: _Record) -> None:
+        key, value, headers = record
         await self._producer.send_and_wait(topics.MODELS_CURRENT.name, key=key, value=value, headers=headers)
 
     async def adopted(self, version: int) -> ModelAdopted:

@@ -17,14 +17,15 @@ from aiokafka import ConsumerRecord
 
 from .. import topics
 from ..canary import in_share
-from ..envelope import NotAnAnnouncement, open_record, unwrap
+from ..envelope import NotAnAnnouncement, contract_of, open_record, unwrap
 from ..errors import Rejected, Retryable
 from ..model import AdoptionRefused, CanaryPromoted, CanaryPublished, CanaryWithdrawn, Manifest, ModelAdopted
-from ..signature import CANARY_SCHEMA, SignatureRefused, SignerUnknown, TrustedKeys
+from ..signature import SignatureRefused, SignerUnknown, TrustedKeys
 from .download import Downloader
 from .fit import Inputs, check_fit
 from .links import Links
 from .load import LoadedModel, check_kind, import_libraries, load
+from .vouch import Claim, claimed, vouched
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class CanaryFollower:
         self._unknown_signer: bytes | None = None
         self._model: LoadedModel | None = None
         self._over = 0
+        self._considering = asyncio.Lock()
         self._poked = asyncio.Event()
 
     @property
@@ -100,44 +102,48 @@ class CanaryFollower:
     def confirmed(self, asked_s: float) -> None:
         """All that the log held at that moment was taken: for `ModelLog`."""
 
-    def take(self, record: ConsumerRecord[Any, Any]) -> None:
+    async def take(self, record: ConsumerRecord[Any, Any]) -> None:
         """A record about this model's canary: for `ModelLog`."""
         try:
             envelope = open_record(record.key, record.value, record.headers)
+            if contract_of(envelope) is CanaryPublished:
+                await self._consider(envelope.data)
+                return
             event = unwrap(envelope)
-        except NotAnAnnouncement as error:
+        except (NotAnAnnouncement, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("a record about a canary of %s is passed over: %s", self.name, error)
             return
         match event:
-            case CanaryPublished():
-                self._consider(envelope.data)
             case CanaryWithdrawn(version=version) | CanaryPromoted(canary_version=version):
                 self._end(version)
             case _:
                 pass
 
-    def _is_on_trial(self, manifest: Manifest) -> bool:
+    def _is_on_trial(self, manifest: Manifest | Claim) -> bool:
         if manifest.canary is None or manifest.version <= max(self._over, self._current_version()):
             return False
         return time.time() * 1000 < manifest.published_ms + manifest.canary.longest_ms
 
-    def _consider(self, event: bytes) -> None:
-        manifest = msgspec.json.decode(event, type=CanaryPublished).manifest
-        known = 0 if self._newest is None else self._newest.version
-        if manifest.name != self.name or manifest.version <= known or not self._is_on_trial(manifest):
-            return
-        try:
-            if self._trusted is not None:
-                manifest = self._trusted.manifest(event, CANARY_SCHEMA)
-        except SignatureRefused as error:
-            self._refuse(manifest, error)
-            return
-        except SignerUnknown as error:
-            self._refuse(manifest, error)
-            self._unknown_signer = event
-            return
-        self._newest, self._unknown_signer = manifest, None
-        self._poked.set()
+    async def _consider(self, event: bytes) -> None:
+        """Make it the newest, if it is wanted and signed as it must be.
+
+        Raises:
+            msgspec.DecodeError, UnicodeDecodeError: it breaks the contract of a canary.
+        """
+        async with self._considering:
+            claim = claimed(event)
+            known = 0 if self._newest is None else self._newest.version
+            if claim.name != self.name or claim.version <= known or not self._is_on_trial(claim):
+                return
+            try:
+                manifest = await vouched(event, self._trusted, CanaryPublished)
+            except (SignatureRefused, SignerUnknown) as error:
+                self._refuse(msgspec.json.decode(event, type=CanaryPublished).manifest, error)
+                if isinstance(error, SignerUnknown):
+                    self._unknown_signer = event
+                return
+            self._newest, self._unknown_signer = manifest, None
+            self._poked.set()
 
     def _end(self, version: int) -> None:
         """Its trial is over. Of one that a trusted key signed, that is kept: a forged number must not be."""
@@ -185,7 +191,7 @@ class CanaryFollower:
                     await self._poked.wait()
             self._poked.clear()
             if (waiting := self._unknown_signer) is not None:
-                self._consider(waiting)
+                await self._consider(waiting)
                 self._poked.clear()
             manifest = self._newest
             pause_s = None if self._unknown_signer is None else _AGAIN_AFTER_S[1]

@@ -7,12 +7,12 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx
 
+from ..aside import aside, breathe, give_way
 from ..errors import Rejected
 from ..model import Artifact
 from .errors import ArtifactMismatch, CacheUnavailable, StoreNotAllowed, StoreUnavailable
@@ -22,8 +22,9 @@ from .turns import Turns
 
 _PAUSES_S = (0.05, 0.2, 0.8, 2.0)
 _KEPT = 3
+_LOCKED_S = 0.05
 _WRITE_BYTES = 131_072
-_PAUSE_S = 0.004
+_HASH_BYTES = 65_536
 _OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
 
 
@@ -69,9 +70,15 @@ class Downloader:
             )
         addresses = self._stores.addresses(artifact)
         try:
-            async with asyncio.timeout(self._deadline_s), self._alone():
-                content = await asyncio.to_thread(self._kept, artifact)
-                return await self._download(artifact, addresses) if content is None else content
+            async with asyncio.timeout(self._deadline_s):
+                while (entered := await asyncio.to_thread(self._enter, artifact)) is None:  # noqa: ASYNC110
+                    await asyncio.sleep(_LOCKED_S)
+                held, content = entered
+                with held:
+                    if content is not None:
+                        return content
+                    await give_way()
+                    return await self._download(artifact, addresses)
         except TimeoutError as error:
             raise StoreUnavailable(
                 f"artifact {artifact.sha256} did not come within {self._deadline_s:g} s"
@@ -120,26 +127,25 @@ class Downloader:
         bare = address.copy_with(userinfo=b"")
         try:
             async with self._http.stream("GET", bare, headers=headers, auth=auth) as answer:
-                have = self._begins_at(answer, artifact, have)
-                with await asyncio.to_thread(self._open_partial, artifact, have) as out:
-                    unwritten: list[bytes] = []
-                    try:
-                        async for chunk in answer.aiter_raw():
-                            have += len(chunk)
-                            if have > artifact.size_bytes:
-                                # Longer than promised: no need to see the rest.
-                                unwritten.clear()
-                                await asyncio.to_thread(out.truncate, 0)
-                                raise _wrong_size(address, "more", artifact)
-                            unwritten.append(chunk)
-                            if sum(map(len, unwritten)) >= _WRITE_BYTES:
-                                await asyncio.to_thread(out.writelines, unwritten)
-                                unwritten.clear()
-                                # The event loop is the answers' as well: a store beside us would fill it.
-                                await asyncio.sleep(_PAUSE_S)
-                    finally:
-                        # What came before a break is kept, and the next try goes on behind it.
-                        await asyncio.to_thread(out.writelines, unwritten)
+                written = have = self._begins_at(answer, artifact, have)
+                await give_way()
+                unwritten: list[bytes] = []
+                try:
+                    async for chunk in answer.aiter_raw():
+                        have += len(chunk)
+                        unwritten.append(chunk)
+                        if have > artifact.size_bytes:  # longer than promised: no need to see the rest
+                            raise _wrong_size(address, "more", artifact)
+                        if have - written >= _WRITE_BYTES:
+                            # Taken out first: what is cancelled meanwhile is still written, and only once.
+                            at, chunks, written, unwritten = written, unwritten, have, []
+                            await asyncio.to_thread(self._append, artifact, at, chunks)
+                            # The event loop is the answers' as well: a store beside us would fill it.
+                            await give_way()
+                finally:
+                    # What came before a break is kept, and the next try goes on behind it.
+                    if unwritten:
+                        await asyncio.to_thread(self._append, artifact, written, unwritten)
         except httpx.HTTPError as error:
             raise StoreUnavailable(f"{shown(address)}: {error or type(error).__name__}") from error
         if have < artifact.size_bytes:
@@ -169,6 +175,22 @@ class Downloader:
         if place[2] not in ("*", str(artifact.size_bytes)):
             raise _wrong_size(address, place[2], artifact)
         return asked
+
+    def _enter(self, artifact: Artifact) -> tuple[BinaryIO, bytes | None] | None:
+        """One download at a time in this folder, also among processes: a partial file has one writer.
+
+        Gives the lock and what is kept of the artifact; None: another one is in the folder.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        held = (self._folder / ".lock").open("ab")
+        try:
+            if _lock(held):
+                return held, self._kept(artifact)
+        except BaseException:
+            held.close()
+            raise
+        held.close()
+        return None
 
     def _kept(self, artifact: Artifact) -> bytes | None:
         path = self._path(artifact)
@@ -211,17 +233,13 @@ class Downloader:
             return 0
         return size if size <= artifact.size_bytes else 0
 
-    def _open_partial(self, artifact: Artifact, have: int) -> BinaryIO:
-        return self._partial(artifact).open("ab" if have else "wb")
-
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """One download at a time in this folder, also among processes: a partial file has one writer."""
-        await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
-        with await asyncio.to_thread((self._folder / ".lock").open, "ab") as held:
-            while not _lock(held):  # noqa: ASYNC110  (what is awaited happens in another process)
-                await asyncio.sleep(0.05)
-            yield
+    def _append(self, artifact: Artifact, have: int, chunks: list[bytes]) -> None:
+        """Write behind the first bytes of the partial file; more than the artifact has are none of it."""
+        if have + sum(map(len, chunks)) > artifact.size_bytes:
+            self._partial(artifact).unlink(missing_ok=True)
+            return
+        with self._partial(artifact).open("ab" if have else "wb") as out:
+            out.writelines(chunks)
 
 
 def _lock(file: BinaryIO) -> bool:
@@ -238,7 +256,14 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def _is_it(content: bytes, artifact: Artifact) -> bool:
-    return len(content) == artifact.size_bytes and hashlib.sha256(content).hexdigest() == artifact.sha256
+    if len(content) != artifact.size_bytes:
+        return False
+    digest, whole = hashlib.sha256(), memoryview(content)
+    with aside():
+        for start in range(0, len(whole), _HASH_BYTES):
+            digest.update(whole[start : start + _HASH_BYTES])
+            breathe()
+    return digest.hexdigest() == artifact.sha256
 
 
 def _wrong_size(address: httpx.URL, given: str, artifact: Artifact) -> ArtifactMismatch:

@@ -29,6 +29,7 @@ from .links import Links
 from .load import LoadedModel, check_kind, import_libraries, load
 from .memory import Memory
 from .staleness import Known, StalenessBound, next_s, over, words
+from .vouch import Claim, claimed, vouched
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +53,6 @@ class Answering:
     def why(self) -> str:
         """Why the model is stale, in words; empty: it is not, or it is not flagged."""
         return words(self.stale)
-
-
-class _Version(msgspec.Struct):
-    name: str
-    version: int
-
-
-class _Claim(msgspec.Struct):
-    """As much of a model event as says whether it is wanted."""
-
-    manifest: _Version
 
 
 class ModelFollower:
@@ -170,6 +160,7 @@ class ModelFollower:
         self._tried = 0  # version that was tried at least once
         self._failures = 0
         self._caught_up = False
+        self._considering = asyncio.Lock()
         self._poked = asyncio.Event()
         self._ready = asyncio.Event()
         self._settled = asyncio.Event()
@@ -178,7 +169,7 @@ class ModelFollower:
     async def start(self) -> None:
         """Begin to follow. Neither the cluster nor a store need be there yet."""
         if (remembered := await asyncio.to_thread(self._memory.recall)) is not None:
-            self._consider(remembered)
+            await self._consider(remembered)
             if self._newest is not None:
                 self._fallback = self._newest, self._newest_event
         self._remembered_former = await asyncio.to_thread(self._memory.recall_former)
@@ -362,51 +353,46 @@ class ModelFollower:
             self._caught_up = True
             self._poked.set()
 
-    def take(self, record: ConsumerRecord[Any, Any]) -> None:
+    async def take(self, record: ConsumerRecord[Any, Any]) -> None:
         """A record about this model: for `ModelLog`."""
         try:
             envelope = open_record(record.key, record.value, record.headers)
             if not issubclass(contract_of(envelope), CurrentModel):
                 return
-            self._consider(envelope.data)
+            await self._consider(envelope.data)
         except (NotAnAnnouncement, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("a record about %s at offset %s is passed over: %s", self.name, record.offset, error)
             return
         if self._newest is not None and self._newest_event is envelope.data:
             self._place = self._newest.version, trace.place_of(envelope.extensions.get(trace.TRACEPARENT))
 
-    def _consider(self, event: bytes) -> None:
+    async def _consider(self, event: bytes) -> None:
         """Make it the newest, if it is newer and signed as it must be: a forgery holds up no version.
 
-        It is read whole once: a vocabulary of thousands of words takes the event loop from the answers.
+        One at a time, in their order.
 
         Raises:
             msgspec.DecodeError, UnicodeDecodeError: it breaks the contract of a model event.
         """
-        if not self._is_wanted(msgspec.json.decode(event, type=_Claim).manifest):
-            return
-        try:
-            manifest = self._vouched(event)
-        except (SignatureRefused, SignerUnknown) as error:
-            self._refuse(msgspec.json.decode(event, type=CurrentModel).manifest, error)
-            if isinstance(error, SignerUnknown):
-                self._unknown_signer = event
-                self._poked.set()
-            return
-        self._newest, self._newest_event = manifest, event
-        self._known_since = (*self._known_since, (manifest.version, time.monotonic()))
-        self._moved.set()
-        self._unknown_signer = None
-        self._failures = 0
-        self._poked.set()
+        async with self._considering:
+            if not self._is_wanted(claimed(event)):
+                return
+            try:
+                manifest = await vouched(event, self._trusted)
+            except (SignatureRefused, SignerUnknown) as error:
+                self._refuse(msgspec.json.decode(event, type=CurrentModel).manifest, error)
+                if isinstance(error, SignerUnknown):
+                    self._unknown_signer = event
+                    self._poked.set()
+                return
+            self._newest, self._newest_event = manifest, event
+            self._known_since = (*self._known_since, (manifest.version, time.monotonic()))
+            self._moved.set()
+            self._unknown_signer = None
+            self._failures = 0
+            self._poked.set()
 
-    def _vouched(self, event: bytes) -> Manifest:
-        """What a model event says. Raises SignatureRefused or SignerUnknown where keys are asked for."""
-        if self._trusted is not None:
-            return self._trusted.manifest(event)
-        return msgspec.json.decode(event, type=CurrentModel).manifest
-
-    def _is_wanted(self, manifest: Manifest | _Version) -> bool:
+    def _is_wanted(self, manifest: Manifest | Claim) -> bool:
         """Versions never go back: an old event that is sent again changes nothing."""
         if manifest.name != self.name:
             return False
@@ -425,7 +411,7 @@ class ModelFollower:
             self._poked.clear()
             if (waiting := self._unknown_signer) is not None:
                 self._unknown_signer = None
-                self._consider(waiting)
+                await self._consider(waiting)
                 self._poked.clear()
             manifest, pause_s = self._newest, None
             if manifest is not None and manifest.version > max(self._held(), self._given_up):
@@ -452,7 +438,7 @@ class ModelFollower:
             if event is None:
                 continue
             try:
-                former = self._vouched(event)
+                former = await vouched(event, self._trusted)
                 if former.name != self.name or former.version >= manifest.version:
                     continue
                 content = await self._downloader.fetch(former.artifact)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..aside import aside, breathe, spare_imports
+from ..aside import answering, aside, breathe, spare_imports
 from ..model import Manifest
 from .errors import ModelUnusable, UnfitColumns
 
@@ -58,7 +58,8 @@ class LoadedModel:
             lengths = ", ".join(f"{name} {len(columns[name])}" for name in taken)
             raise UnfitColumns(f"columns of one question have different lengths: {lengths}")
         try:
-            return self.network.predict(columns)
+            with answering():
+                return self.network.predict(columns)
         except (TypeError, ValueError) as error:
             raise UnfitColumns(f"{self.manifest.name} cannot take these columns: {error}") from error
 

@@ -26,8 +26,8 @@ class Reader(Protocol):
     topic: str
     confirm_every_s: float
 
-    def take(self, record: ConsumerRecord[Any, Any]) -> None:
-        """A record whose key is the model's name."""
+    async def take(self, record: ConsumerRecord[Any, Any]) -> None:
+        """A record whose key is the model's name; the next is read only when this one is taken."""
         ...
 
     def confirmed(self, asked_s: float) -> None:
@@ -96,7 +96,7 @@ class ModelLog:
             for records in (await consumer.getmany(timeout_ms=wait_ms)).values():
                 for record in records:
                     for reader in of_key.get((record.topic, record.key or b""), ()):
-                        reader.take(record)
+                        await reader.take(record)
             for topic, end in ends.items():
                 if end.reached and time.monotonic() - end.asked_s >= ask_every_s:
                     ends[topic] = await _end(consumer, partitions[topic])

@@ -55,12 +55,23 @@ class Memory:
         try:
             with aside():
                 # Not looked into: whoever recalls it does, and reading it would take time from the answers.
-                last = self._path.read_bytes() if self._path.exists() else event
-                if last != event:
-                    _write(self._former, last)
+                if self._path.exists() and self._path.read_bytes() != event:
+                    _be_also(self._former, self._path)
                 _write(self._path, event)
         except OSError as error:
             log.warning("what was adopted cannot be kept in %s: %s", self._path, error)
+
+
+def _be_also(path: Path, content: Path) -> None:
+    """Make it a second name of that content, which is on the disk already."""
+    staged = path.with_suffix(".new")
+    staged.unlink(missing_ok=True)
+    try:
+        staged.hardlink_to(content)
+    except OSError:  # a file system without such names
+        _write(path, content.read_bytes())
+    else:
+        staged.replace(path)
 
 
 def _write(path: Path, event: bytes) -> None:

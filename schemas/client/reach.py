@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
+from ..aside import give_way
 from ..errors import InvalidConfiguration
 from .errors import StoreNotAllowed, StoreUnavailable
 
@@ -52,7 +53,9 @@ class StoreTransport(httpx.AsyncBaseTransport):
             headers["host"] = url.netloc.decode("ascii")
         wait_s = request.extensions.get("timeout", {}).get("connect")
         failure: httpx.TransportError | None = None
-        for address in await _addresses(url, wait_s):
+        addresses = await _addresses(url, wait_s)
+        await give_way()
+        for address in addresses:
             try:
                 return await self._http.handle_async_request(
                     httpx.Request(
