@@ -1,6 +1,7 @@
 """A service as a team would write it: one process that follows a model and answers questions over HTTP.
 
-    python -m loadtest.swap.service '{"bootstrap_servers": …, "store": …, "trusted_keys": …, "folder": …}'
+    python -m loadtest.swap.service '{"name": …, "bootstrap_servers": …, "store": …, "trusted_keys": …,
+        "folder": …}'
 
 It says its address in one line of JSON once a first model answers, and ends when its standard input does.
 """
@@ -15,14 +16,13 @@ from pathlib import Path
 
 from aiohttp import web
 
-from loadtest.swap.models import NAME
 from schemas.client import ModelFollower
 
 
 async def serve(asked: dict[str, str]) -> None:
     """Follow and answer until the standard input ends."""
     following = ModelFollower(
-        NAME,
+        asked["name"],
         client={"bootstrap_servers": asked["bootstrap_servers"]},
         stores=[asked["store"]],
         service="swap-bench",
