@@ -6,18 +6,22 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from loadtest.swap import models
-from schemas import tabular
+from schemas import signature, tabular
 from schemas.aside import _answering as in_progress
 from schemas.aside import answering, aside, breathe
 from schemas.client import load as loading
 from schemas.client.load import load
+from schemas.client.vouch import vouched
 from schemas.errors import TidemillError
+from schemas.signature import TrustedKeys
 from tests.client_fixtures import published, weights
+from trainers.keys import KeyFolder
 
 MANIFEST = published("risk", 1, weights(0), store="http://models/").manifest
 
@@ -140,6 +144,26 @@ def test_the_first_answer_of_a_model_that_is_built_is_part_of_that_and_waits_for
     with pytest.raises(ZeroDivisionError), answering():
         _ = 1 / 0
     assert not in_progress, "what fails is no longer computed"
+
+
+@pytest.mark.parametrize("beside_answers", [True, False])
+async def test_a_models_event_is_read_in_a_thread_and_gives_way_where_there_are_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside_answers: bool
+) -> None:
+    keys = KeyFolder(tmp_path)
+    keys.ensure()
+    event = keys.signed(published("risk", 1, weights(0), store="http://models/"))
+    turns_s = sys.getswitchinterval()
+    seen: list[tuple[bool, bool]] = []
+
+    def look() -> None:
+        on_the_loop = threading.current_thread() is threading.main_thread()
+        seen.append((on_the_loop, sys.getswitchinterval() < turns_s))
+
+    monkeypatch.setattr(signature, "breathe", look)
+    trusted = TrustedKeys(keys.trusted_file)
+    assert await vouched(event.encoded(), trusted, beside_answers=beside_answers) == event.manifest
+    assert seen == [(False, beside_answers)]
 
 
 def test_a_full_round_of_the_garbage_collector_looks_at_no_import() -> None:

@@ -136,7 +136,7 @@ class CanaryFollower:
             if claim.name != self.name or claim.version <= known or not self._is_on_trial(claim):
                 return
             try:
-                manifest = await vouched(event, self._trusted, CanaryPublished)
+                manifest = await vouched(event, self._trusted, CanaryPublished, beside_answers=True)
             except (SignatureRefused, SignerUnknown) as error:
                 self._refuse(msgspec.json.decode(event, type=CanaryPublished).manifest, error)
                 if isinstance(error, SignerUnknown):

@@ -378,7 +378,8 @@ class ModelFollower:
             if not self._is_wanted(claimed(event)):
                 return
             try:
-                manifest = await vouched(event, self._trusted)
+                answers = self.current is not None
+                manifest = await vouched(event, self._trusted, beside_answers=answers)
             except (SignatureRefused, SignerUnknown) as error:
                 self._refuse(msgspec.json.decode(event, type=CurrentModel).manifest, error)
                 if isinstance(error, SignerUnknown):
@@ -438,7 +439,7 @@ class ModelFollower:
             if event is None:
                 continue
             try:
-                former = await vouched(event, self._trusted)
+                former = await vouched(event, self._trusted, beside_answers=False)
                 if former.name != self.name or former.version >= manifest.version:
                     continue
                 content = await self._downloader.fetch(former.artifact)

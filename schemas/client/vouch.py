@@ -7,6 +7,7 @@ as long as an answer does, so the event loop reads only whether it is wanted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgspec
 
@@ -40,9 +41,17 @@ def claimed(event: bytes) -> Claim:
 
 
 async def vouched(
-    event: bytes, trusted: TrustedKeys | None, kind: type[SignedModel] = CurrentModel
+    event: bytes,
+    trusted: TrustedKeys | None,
+    kind: type[SignedModel] = CurrentModel,
+    *,
+    beside_answers: bool,
 ) -> Manifest:
-    """The manifest of a model event, in a thread of its own; no keys: anybody's word is taken.
+    """The manifest of a model event, read in a thread; no keys: anybody's word is taken.
+
+    Args:
+        beside_answers: whether it gives way to them; a service that has no model yet has none, and reads at
+            its start as many events as the log holds.
 
     Raises:
         SignatureRefused, SignerUnknown: see `TrustedKeys.manifest`.
@@ -50,7 +59,7 @@ async def vouched(
     """
 
     def read() -> Manifest:
-        with aside():
+        with aside() if beside_answers else contextlib.nullcontext():
             if trusted is None:
                 return msgspec.json.decode(event, type=kind).manifest
             return trusted.manifest(event, CANARY_SCHEMA if kind is CanaryPublished else SCHEMA)
