@@ -17,7 +17,7 @@ from schemas.aside import _answering as in_progress
 from schemas.aside import answering, aside, breathe
 from schemas.client import load as loading
 from schemas.client.load import load
-from schemas.client.vouch import vouched
+from schemas.client.vouch import vouched, vouched_aside
 from schemas.errors import TidemillError
 from schemas.signature import TrustedKeys
 from tests.client_fixtures import published, weights
@@ -146,9 +146,8 @@ def test_the_first_answer_of_a_model_that_is_built_is_part_of_that_and_waits_for
     assert not in_progress, "what fails is no longer computed"
 
 
-@pytest.mark.parametrize("beside_answers", [True, False])
-async def test_a_models_event_is_read_in_a_thread_and_gives_way_where_there_are_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside_answers: bool
+async def test_a_models_event_is_read_in_a_thread_that_gives_way_to_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = KeyFolder(tmp_path)
     keys.ensure()
@@ -162,8 +161,9 @@ async def test_a_models_event_is_read_in_a_thread_and_gives_way_where_there_are_
 
     monkeypatch.setattr(signature, "breathe", look)
     trusted = TrustedKeys(keys.trusted_file)
-    assert await vouched(event.encoded(), trusted, beside_answers=beside_answers) == event.manifest
-    assert seen == [(False, beside_answers)]
+    assert await vouched_aside(event.encoded(), trusted) == event.manifest
+    assert seen == [(False, True)]
+    assert vouched(event.encoded(), trusted) == event.manifest
 
 
 def test_a_full_round_of_the_garbage_collector_looks_at_no_import() -> None:

@@ -694,6 +694,21 @@ async def test_a_restarted_service_still_holds_the_model_before_the_one_it_had_a
         assert following._before.predict(QUESTION).tolist() == pytest.approx(answers(FIRST))
 
 
+async def test_of_the_versions_that_were_there_before_it_a_service_takes_up_the_newest_alone(
+    cluster: Cluster, store: Store, name: str, tmp_path: Path
+) -> None:
+    for version in (1, 2, 3):
+        content = weights(version)
+        store.put(content)
+        await cluster.say(published(name, version, content, store=store.url))
+    async with follower(name, cluster, store, tmp_path / "cache") as following:
+        model = await asyncio.wait_for(following.ready(), 30)
+        assert model.version == 3
+        await cluster.hear(ModelAdopted, name=name, version=3)
+    assert len(store.requests) == 1
+    assert [event.version for event in cluster.so_far(ModelAdopted, name=name)] == [3]
+
+
 def test_what_was_adopted_before_is_kept_also_where_a_file_has_one_name_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from .download import Downloader
 from .fit import Inputs, check_fit
 from .links import Links
 from .load import LoadedModel, check_kind, import_libraries, load
-from .vouch import Claim, claimed, vouched
+from .vouch import Claim, claimed, vouched, vouched_aside
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class CanaryFollower:
         self._unknown_signer: bytes | None = None
         self._model: LoadedModel | None = None
         self._over = 0
+        self._caught_up = False
         self._considering = asyncio.Lock()
         self._poked = asyncio.Event()
 
@@ -99,8 +100,9 @@ class CanaryFollower:
         ]
         return (canary, places) if places else None
 
-    def confirmed(self, asked_s: float) -> None:
+    def confirmed(self, asked_s: float) -> None:  # noqa: ARG002
         """All that the log held at that moment was taken: for `ModelLog`."""
+        self._caught_up = True
 
     async def take(self, record: ConsumerRecord[Any, Any]) -> None:
         """A record about this model's canary: for `ModelLog`."""
@@ -136,7 +138,10 @@ class CanaryFollower:
             if claim.name != self.name or claim.version <= known or not self._is_on_trial(claim):
                 return
             try:
-                manifest = await vouched(event, self._trusted, CanaryPublished, beside_answers=True)
+                if self._caught_up:
+                    manifest = await vouched_aside(event, self._trusted, CanaryPublished)
+                else:  # in one go with what ended it
+                    manifest = vouched(event, self._trusted, CanaryPublished)
             except (SignatureRefused, SignerUnknown) as error:
                 self._refuse(msgspec.json.decode(event, type=CanaryPublished).manifest, error)
                 if isinstance(error, SignerUnknown):

@@ -1,13 +1,12 @@
 """What a model event says, once who says it is found to be trusted: read beside the answers.
 
 An event with a vocabulary of thousands of words is 85 kB. To check its signature and to read it whole takes
-as long as an answer does, so the event loop reads only whether it is wanted.
+as long as an answer does, so the event loop of a service that answers reads only whether it is wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import msgspec
 
@@ -40,28 +39,25 @@ def claimed(event: bytes) -> Claim:
     return msgspec.json.decode(event, type=_Claiming).manifest
 
 
-async def vouched(
-    event: bytes,
-    trusted: TrustedKeys | None,
-    kind: type[SignedModel] = CurrentModel,
-    *,
-    beside_answers: bool,
-) -> Manifest:
-    """The manifest of a model event, read in a thread; no keys: anybody's word is taken.
-
-    Args:
-        beside_answers: whether it gives way to them; a service that has no model yet has none, and reads at
-            its start as many events as the log holds.
+def vouched(event: bytes, trusted: TrustedKeys | None, kind: type[SignedModel] = CurrentModel) -> Manifest:
+    """The manifest of a model event; no keys: anybody's word is taken.
 
     Raises:
         SignatureRefused, SignerUnknown: see `TrustedKeys.manifest`.
         msgspec.DecodeError, UnicodeDecodeError: it breaks the contract of a model event.
     """
+    if trusted is None:
+        return msgspec.json.decode(event, type=kind).manifest
+    return trusted.manifest(event, CANARY_SCHEMA if kind is CanaryPublished else SCHEMA)
+
+
+async def vouched_aside(
+    event: bytes, trusted: TrustedKeys | None, kind: type[SignedModel] = CurrentModel
+) -> Manifest:
+    """The same, in a thread that gives way to answers."""
 
     def read() -> Manifest:
-        with aside() if beside_answers else contextlib.nullcontext():
-            if trusted is None:
-                return msgspec.json.decode(event, type=kind).manifest
-            return trusted.manifest(event, CANARY_SCHEMA if kind is CanaryPublished else SCHEMA)
+        with aside():
+            return vouched(event, trusted, kind)
 
     return await asyncio.to_thread(read)
