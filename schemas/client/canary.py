@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,8 @@ from .download import Downloader
 from .fit import Inputs, check_fit
 from .links import Links
 from .load import LoadedModel, check_kind, import_libraries, load
-from .vouch import Claim, claimed, vouched, vouched_aside
+from .memory import write_durably
+from .vouch import Claim, claimed, vouched
 
 log = logging.getLogger(__name__)
 
@@ -138,10 +138,9 @@ class CanaryFollower:
             if claim.name != self.name or claim.version <= known or not self._is_on_trial(claim):
                 return
             try:
-                if self._caught_up:
-                    manifest = await vouched_aside(event, self._trusted, CanaryPublished)
-                else:  # in one go with what ended it
-                    manifest = vouched(event, self._trusted, CanaryPublished)
+                # What was published before we began is read in one go with what ended it.
+                at_once = not self._caught_up
+                manifest = await vouched(event, self._trusted, CanaryPublished, at_once=at_once)
             except (SignatureRefused, SignerUnknown) as error:
                 self._refuse(msgspec.json.decode(event, type=CanaryPublished).manifest, error)
                 if isinstance(error, SignerUnknown):
@@ -163,13 +162,8 @@ class CanaryFollower:
 
     def _keep(self, version: int) -> None:
         try:
-            staged = self._file.with_suffix(".new")
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            with staged.open("wb") as out:
-                out.write(msgspec.json.encode(version))
-                out.flush()
-                os.fsync(out.fileno())
-            staged.replace(self._file)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(self._file, msgspec.json.encode(version))
         except OSError as error:
             log.warning("which canary is over cannot be kept in %s: %s", self._file, error)
 

@@ -29,7 +29,7 @@ from .links import Links
 from .load import LoadedModel, check_kind, import_libraries, load
 from .memory import Memory
 from .staleness import Known, StalenessBound, next_s, over, words
-from .vouch import Claim, claimed, vouched, vouched_aside
+from .vouch import Claim, claimed, vouched
 
 log = logging.getLogger(__name__)
 
@@ -379,10 +379,7 @@ class ModelFollower:
                 return
             try:
                 # What was published before we began is read in one go, and only the newest of it taken up.
-                if self._caught_up:
-                    manifest = await vouched_aside(event, self._trusted)
-                else:
-                    manifest = vouched(event, self._trusted)
+                manifest = await vouched(event, self._trusted, at_once=not self._caught_up)
             except (SignatureRefused, SignerUnknown) as error:
                 self._refuse(msgspec.json.decode(event, type=CurrentModel).manifest, error)
                 if isinstance(error, SignerUnknown):
@@ -442,7 +439,7 @@ class ModelFollower:
             if event is None:
                 continue
             try:
-                former = await vouched_aside(event, self._trusted)
+                former = await vouched(event, self._trusted)
                 if former.name != self.name or former.version >= manifest.version:
                     continue
                 content = await self._downloader.fetch(former.artifact)

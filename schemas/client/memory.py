@@ -57,7 +57,7 @@ class Memory:
                 # Not looked into: whoever recalls it does, and reading it would take time from the answers.
                 if self._path.exists() and self._path.read_bytes() != event:
                     _be_also(self._former, self._path)
-                _write(self._path, event)
+                write_durably(self._path, event)
         except OSError as error:
             log.warning("what was adopted cannot be kept in %s: %s", self._path, error)
 
@@ -69,15 +69,16 @@ def _be_also(path: Path, content: Path) -> None:
     try:
         staged.hardlink_to(content)
     except OSError:  # a file system without such names
-        _write(path, content.read_bytes())
+        write_durably(path, content.read_bytes())
     else:
         staged.replace(path)
 
 
-def _write(path: Path, event: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
+    """Put content under that name in one step, once it is on the disk."""
     staged = path.with_suffix(".new")
     with staged.open("wb") as out:
-        out.write(event)
+        out.write(content)
         out.flush()
         os.fsync(out.fileno())
     staged.replace(path)

@@ -39,25 +39,30 @@ def claimed(event: bytes) -> Claim:
     return msgspec.json.decode(event, type=_Claiming).manifest
 
 
-def vouched(event: bytes, trusted: TrustedKeys | None, kind: type[SignedModel] = CurrentModel) -> Manifest:
+async def vouched(
+    event: bytes,
+    trusted: TrustedKeys | None,
+    kind: type[SignedModel] = CurrentModel,
+    *,
+    at_once: bool = False,
+) -> Manifest:
     """The manifest of a model event; no keys: anybody's word is taken.
+
+    Args:
+        at_once: read here and now; else in a thread that gives way to answers.
 
     Raises:
         SignatureRefused, SignerUnknown: see `TrustedKeys.manifest`.
         msgspec.DecodeError, UnicodeDecodeError: it breaks the contract of a model event.
     """
-    if trusted is None:
-        return msgspec.json.decode(event, type=kind).manifest
-    return trusted.manifest(event, CANARY_SCHEMA if kind is CanaryPublished else SCHEMA)
-
-
-async def vouched_aside(
-    event: bytes, trusted: TrustedKeys | None, kind: type[SignedModel] = CurrentModel
-) -> Manifest:
-    """The same, in a thread that gives way to answers."""
 
     def read() -> Manifest:
-        with aside():
-            return vouched(event, trusted, kind)
+        if trusted is None:
+            return msgspec.json.decode(event, type=kind).manifest
+        return trusted.manifest(event, CANARY_SCHEMA if kind is CanaryPublished else SCHEMA)
 
-    return await asyncio.to_thread(read)
+    def read_aside() -> Manifest:
+        with aside():
+            return read()
+
+    return read() if at_once else await asyncio.to_thread(read_aside)
