@@ -101,6 +101,7 @@ def set_up(venv: Path) -> None:
         uv(venv, "pip", "sync", "--compile-bytecode", "--require-hashes", "--build-constraints", LOCK, LOCK)
         uv(venv, "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)
         run_quietly(interpreter(venv), "-m", "compileall", "-q", *(ROOT / folder for folder in OWN))
+        run_quietly(interpreter(venv), "-c", "from streams import compiled; compiled.loading().result()")
         (venv / STAMP).write_text(wanted)
         say("ready")
 

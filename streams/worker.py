@@ -14,6 +14,7 @@ import json
 import operator
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ from schemas import topics
 from schemas.dead_letter import DeadLetter
 from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration, Retryable
+from streams import compiled
 from streams.announce.fold import Announced, Commit
 from streams.announce.herald import Herald
 from streams.announce.outbox import Outbox, letters_since
@@ -66,6 +68,9 @@ _LOOK_S = 3.0
 _COUNT_S = 3.0
 _GONE_S = 10.0
 _ALERT_S = 10.0
+# So many that wait call for the compiled loops, and these for a little patience.
+_MANY_RECORDS = 50_000
+_LOAD_S = 1.0
 
 
 class Consumer(Protocol):
@@ -342,6 +347,9 @@ class StreamWorker:
             self._partitions |= self._expected.keys()
             stand_by(self._ledger, self._ingest, self._partitions)
             await asyncio.to_thread(self._ingest.recall)
+        if sum(end - starts[tp] for tp, (_, end) in bounds.items()) >= _MANY_RECORDS:
+            # What reads many is there before they come, unless it must be compiled first.
+            await asyncio.to_thread(futures.wait, [compiled.loading()], timeout=_LOAD_S)
         return starts
 
     async def _count_partitions(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Sequence
 
@@ -12,8 +13,9 @@ from aiokafka.structs import TopicPartition
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from streams import compiled
 from streams.transport import frame as frame_module
-from streams.transport.columns import Mixed, Payload, Shape, read_columns, shape_of
+from streams.transport.columns import Mixed, Payload, is_bare, read_columns
 from streams.transport.frame import Frame, read_frame
 from streams.transport.inflate import Batches, payload_of
 
@@ -42,76 +44,82 @@ def payload(records: Sequence[Record]) -> bytes:
     return bytes(payload_of(memoryview(batch(records))))
 
 
-def is_alike(records: Sequence[Record]) -> bool:
-    """Whether all have a value and no headers, and all a key or none."""
-    keyless = {key is None for _, key, _, _ in records}
-    return len(keyless) == 1 and all(value is not None and not headers for *_, value, headers in records)
+@pytest.fixture(autouse=True, scope="module")
+def loaded() -> None:
+    compiled.loading().result()
+
+
+def columns(payloads: Sequence[tuple[int, bytes]]) -> tuple[list[bytes | None], list[bytes | None]]:
+    read = read_columns([Payload(*each) for each in payloads])
+    assert read is not None
+    keys, values = read
+    return keys.to_list(), values.to_list()
 
 
 STAMPS = st.integers(0, 2**42)
 BYTES = st.binary(max_size=200)
 HEADERS = st.lists(st.tuples(st.text(max_size=5), st.none() | st.binary(max_size=5)), max_size=2)
-ALIKE = st.lists(st.tuples(STAMPS, BYTES, BYTES, st.just([])), min_size=1, max_size=80)
-KEYLESS = st.lists(st.tuples(STAMPS, st.none(), BYTES, st.just([])), min_size=1, max_size=80)
+BARE = st.lists(st.tuples(STAMPS, st.none() | BYTES, st.none() | BYTES, st.just([])), min_size=1, max_size=80)
 ANY = st.lists(st.tuples(STAMPS, st.none() | BYTES, st.none() | BYTES, HEADERS), min_size=1, max_size=12)
 
 
 @settings(deadline=None)
-@given(batches=st.lists(ALIKE | KEYLESS, min_size=1, max_size=4))
-def test_batches_of_records_that_are_alike_are_read_whole(batches: list[list[Record]]) -> None:
-    payloads = []
-    for records in batches:
-        content = payload(records)
-        shape = shape_of(content)
-        assert shape is (Shape.KEYLESS if records[0][1] is None else Shape.KEYED)
-        payloads.append(Payload(len(records), content, shape))
-    keys, values = read_columns(payloads)
-    assert values.to_list() == [value for records in batches for _, _, value, _ in records]
-    assert keys.to_list() == [key for records in batches for _, key, _, _ in records]
+@given(batches=st.lists(BARE, min_size=1, max_size=4))
+def test_batches_of_records_without_headers_are_read_whole(batches: list[list[Record]]) -> None:
+    contents = [payload(records) for records in batches]
+    assert all(is_bare(content) for content in contents)
+    keys, values = columns([(len(r), content) for r, content in zip(batches, contents, strict=True)])
+    assert values == [value for records in batches for _, _, value, _ in records]
+    assert keys == [key for records in batches for _, key, _, _ in records]
 
 
 @settings(deadline=None, max_examples=300)
 @example([(0, b"k", b"v", []), (0, b"k", b"v", [("h", b"1")])])
-@example([(0, b"k", b"v", []), (0, b"k", None, [])])
-@example([(0, b"k", b"v", []), (0, None, b"v", [])])
-@example([(0, None, b"v", []), (0, b"k", b"v", [])])
-@example([(0, None, b"v", []), (0, b"", b"v", [])])
-@example([(0, None, b"v", []), (0, None, None, [])])
 @given(records=ANY)
-def test_records_that_are_not_all_alike_are_never_read_as_others(records: list[Record]) -> None:
+def test_records_with_headers_are_never_read_as_others(records: list[Record]) -> None:
     content = payload(records)
-    shape = shape_of(content)
-    if shape is None:
-        _, _, value, headers = records[0]
-        assert value is None or headers
-        return
-    if is_alike(records):
-        return  # the property above
-    with pytest.raises(Mixed):
-        read_columns([Payload(len(records), content, shape)])
+    assert is_bare(content) == (not records[0][3])
+    if any(headers for *_, headers in records):
+        with pytest.raises(Mixed):
+            columns([(len(records), content)])
 
 
 @pytest.mark.parametrize("moved", [b"v", b"v" * 70, b"v" * 9_000, b"v" * 2_000_000])
 def test_a_batch_that_holds_more_records_than_it_says_does_not_pass_them_on_to_the_next(moved: bytes) -> None:
     one, other = [(0, b"k", b"a", []), (0, b"k", b"b", [])], [(0, b"k", moved, []), (0, b"k", b"d", [])]
     whole = payload(one), payload(other)
-    keys, values = read_columns([Payload(2, content, Shape.KEYED) for content in whole])
-    assert (keys.to_list(), values.to_list()) == ([b"k"] * 4, [b"a", b"b", moved, b"d"])
+    keys, values = columns([(2, content) for content in whole])
+    assert (keys, values) == ([b"k"] * 4, [b"a", b"b", moved, b"d"])
     cut = len(payload(other[:1]))
     shifted = whole[0] + whole[1][:cut], whole[1][cut:]
     with pytest.raises(Mixed):
-        read_columns([Payload(2, content, Shape.KEYED) for content in shifted])
+        columns([(2, content) for content in shifted])
 
 
-@settings(deadline=None)
-@given(content=st.binary(max_size=60), records=st.integers(1, 5), shape=st.sampled_from(Shape))
-def test_bytes_that_are_no_records_are_mixed_at_worst(content: bytes, records: int, shape: Shape) -> None:
-    shape_of(content)
-    try:
-        keys, values = read_columns([Payload(records, content, shape)])
-    except Mixed:
-        return
-    assert keys.len() == values.len() == records
+@settings(deadline=None, max_examples=300)
+@given(content=st.binary(max_size=60), records=st.integers(1, 5))
+def test_bytes_that_are_no_records_are_mixed_at_worst(content: bytes, records: int) -> None:
+    is_bare(content)
+    with contextlib.suppress(Mixed):
+        keys, values = columns([(records, content)])
+        assert len(keys) == len(values) == records
+
+
+def test_a_batch_that_says_it_has_millions_of_records_gets_no_room_for_them() -> None:
+    with pytest.raises(Mixed):
+        columns([(2**31 - 1, payload([(0, b"k", b"v", [])]))])
+
+
+@settings(deadline=None, max_examples=300)
+@given(records=BARE, at=st.integers(0, 2_000), put=st.binary(max_size=3), gone=st.integers(0, 3))
+def test_damaged_records_are_read_within_their_bounds(
+    records: list[Record], at: int, put: bytes, gone: int
+) -> None:
+    content = payload(records)
+    content = content[:at] + put + content[at + gone :]
+    with contextlib.suppress(Mixed):
+        for part in (part for side in columns([(len(records), content)]) for part in side):
+            assert part is None or part in content
 
 
 # ── frames ──────────────────────────────────────────────────────────────────────────────────────────
@@ -137,7 +145,7 @@ def walked(
         return read_frame(chunk(batches, fetch_offset), topic="t", partition=0)
 
 
-SEVERAL = st.lists(st.tuples(ALIKE | KEYLESS | ANY, st.sampled_from((0, 3, 4))), min_size=1, max_size=5)
+SEVERAL = st.lists(st.tuples(BARE | ANY, st.sampled_from((0, 3, 4))), min_size=1, max_size=5)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -157,7 +165,7 @@ def test_a_frame_is_the_same_whether_it_is_read_as_columns_or_walked(
         assert read.keys.to_list() == expected.keys.to_list()
 
 
-def test_a_partition_whose_records_are_not_alike_is_walked_for_a_while(
+def test_a_partition_whose_records_have_headers_is_walked_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried = []

@@ -15,8 +15,9 @@ from polars.testing import assert_frame_equal
 
 from schemas.envelope import ARROW_STREAM
 from schemas.topics import CONTENT_TYPE_HEADER
+from streams import compiled
 from streams.dead_letter import MOST_BYTES, dead_letter
-from streams.decode import uniform
+from streams.decode import plain
 from streams.decode.records import MAX_RECORD_BYTES, Decoded, Decoder
 from streams.transport.frame import Frame
 from tests.stream_fixtures import ARROW_HEADERS, Reading, arrow_of, frame_of, heartbeat_headers
@@ -37,9 +38,10 @@ SCHEMA = {
 @pytest.fixture(autouse=True, scope="module", params=["one by one", "all at once"])
 def way(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whichever way records are read, what is said of them is the same."""
+    compiled.loading().result()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uniform, "FEWEST", 1 if request.param == "all at once" else 10**9)
-        patch.setattr(uniform, "_REST", 0)
+        patch.setattr(plain, "FEWEST", 1 if request.param == "all at once" else 10**9)
+        patch.setattr(plain, "_REST", 0)
         yield
 
 

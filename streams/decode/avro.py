@@ -20,8 +20,8 @@ import polars as pl
 
 from schemas.dead_letter import Reason
 from schemas.errors import Rejected
-from streams.avro_file import block, file_head
 from streams.decode.arrow import NotRows, conform
+from streams.decode.avro_file import block, file_head
 from streams.decode.avro_walk import TYPES, Field, walk
 from streams.decode.columns import Column
 

@@ -22,8 +22,8 @@ from schemas.topics import CONTENT_TYPE_HEADER, WATERMARK_HEADER
 from streams.decode.arrow import OVERFLOW, NotRows, conform, read_table
 from streams.decode.avro import AvroReader, Bodies, Writers
 from streams.decode.columns import Column, columns_of, into_columns, takes_unknown_fields
+from streams.decode.plain import PlainRecords
 from streams.decode.refused import Refused, content_type_of, refuse_rows
-from streams.decode.uniform import Uniform
 from streams.transport.frame import Frame
 
 MAX_RECORD_BYTES = 8 * 2**20
@@ -74,7 +74,7 @@ class Decoder:
         self._avro = AvroReader(self.columns, writers, unknown_columns=takes_unknown_fields(contract))
         self._json = msgspec.json.Decoder(contract)
         self._take = into_columns(contract)
-        self._uniform = Uniform(self.columns)
+        self._plain = PlainRecords(self.columns)
         self._empty = pl.DataFrame(schema=self._schema())
 
     def _schema(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Decoder:
         if values:
             frame, index = pl.Series(np.concatenate(frame_of)), pl.Series(np.concatenate(index_of))
             json = pl.concat(values)
-            if (read := self._uniform.read(json)) is not None:
+            if (read := self._plain.read(json)) is not None:
                 rows, alike = read
                 own = (frame.filter(alike).alias("_frame"), index.filter(alike).alias("_index"))
                 names = (column.name for column in self.columns)

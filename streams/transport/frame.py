@@ -13,7 +13,7 @@ from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import CorruptRecordException
 
 from streams.ledger.commit import Partition
-from streams.transport.columns import LEAST_RECORDS, Mixed, Payload, read_columns, shape_of
+from streams.transport.columns import LEAST_RECORDS, Mixed, Payload, is_bare, read_columns
 from streams.transport.inflate import (
     MAX_BATCH_BYTES,
     Batches,
@@ -149,12 +149,11 @@ class _Reading:
             return
         frame.size_bytes += len(content)
         whole = batch.base_offset >= frame.first and is_dense(raw)
-        shape = shape_of(content) if whole and as_columns and count >= LEAST_RECORDS else None
-        if shape is None:
-            self._walk(batch, raw, content, whole=whole)
-        else:
-            self.ahead.append((batch, raw, Payload(count, content, shape)))
+        if whole and as_columns and count >= LEAST_RECORDS and is_bare(content):
+            self.ahead.append((batch, raw, Payload(count, content)))
             self.records += count
+        else:
+            self._walk(batch, raw, content, whole=whole)
 
     def end(self) -> None:
         """Nothing more comes: the frame is what was added."""
@@ -172,16 +171,18 @@ class _Reading:
         if not ahead:
             return
         try:
-            keys, values = read_columns([payload for _, _, payload in ahead])
+            read = read_columns([payload for _, _, payload in ahead])
         except Mixed:
-            self.is_mixed = True
+            self.is_mixed, read = True, None
+        if read is None:
             self.records -= sum(payload.records for _, _, payload in ahead)
             for batch, raw, payload in ahead:
                 self._walk(batch, raw, payload.content, whole=True)
-        else:
-            self.values.append(values)
-            self.keys.append(keys)
-            self.offsets += [range(batch.base_offset, batch.next_offset) for batch, _, _ in ahead]
+            return
+        keys, values = read
+        self.values.append(values)
+        self.keys.append(keys)
+        self.offsets += [range(batch.base_offset, batch.next_offset) for batch, _, _ in ahead]
 
     def _walk(self, batch: Any, raw: memoryview, content: memoryview | bytes, *, whole: bool) -> None:
         self._read_ahead()

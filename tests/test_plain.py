@@ -1,24 +1,53 @@
-"""Records that are written alike are read by one pattern: as if each were alone, to the last bit."""
+"""Records that are written plainly are read by a compiled walk: as msgspec would, to the last bit."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import Struct, defstruct
+from msgspec import Meta, Struct, defstruct
 
 from loadtest.faults.malformed import records
 from schemas.raw import Flight
-from streams.decode import uniform
+from streams import compiled
+from streams.decode import plain
 from streams.decode.columns import columns_of
+from streams.decode.plain import FEWEST, MOST_COLUMNS, PlainRecords
 from streams.decode.records import Decoder
-from streams.decode.uniform import FEWEST, MOST_COLUMNS, Uniform
 from streams.transport.frame import column
 from tests.stream_fixtures import Reading, frame_of
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded() -> None:
+    compiled.loading().result()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dirty() -> Iterator[None]:
+    """Memory as a worker has it after a while: what is not written is not 0."""
+    clean = plain._Found.room
+
+    def room(columns: int, values: pl.Series) -> plain._Found:
+        found = clean(columns, values)
+        for each in (found.wholes, found.reals, found.starts, found.lengths, found.states, found.alike):
+            each.view(np.uint8).fill(0xB7)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain._Found, "room", room)
+        yield
+
 
 GOOD = {"id": "a1", "at": 1_000, "level": 1.5, "count": 3, "good": True, "note": None}
 # How numbers are written, and how they are not.
@@ -92,11 +121,11 @@ def outcome(values: Sequence[bytes], contract: type[Struct] = Reading) -> tuple[
 
 def assert_alike(values: Sequence[bytes], contract: type[Struct] = Reading) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uniform, "FEWEST", 10**9)
+        patch.setattr(plain, "FEWEST", 10**9)
         one_by_one = outcome(values, contract)
         # Also where hardly any is like the one that the pattern is made from.
-        patch.setattr(uniform, "FEWEST", 1)
-        patch.setattr(uniform, "_AT_LEAST", 0.0)
+        patch.setattr(plain, "FEWEST", 1)
+        patch.setattr(plain, "_AT_LEAST", 0.0)
         assert outcome(values, contract) == one_by_one
 
 
@@ -173,7 +202,7 @@ def test_of_records_that_are_alike_python_reads_none(monkeypatch: pytest.MonkeyP
 
 
 def test_a_producer_that_changes_its_way_of_writing_is_followed_and_chaos_is_left_alone() -> None:
-    reader = Uniform(columns_of(Reading))
+    reader = PlainRecords(columns_of(Reading))
     ways = [
         json.dumps(GOOD).encode(),
         json.dumps(dict(reversed(GOOD.items())), separators=(",", ":")).encode(),
@@ -182,21 +211,101 @@ def test_a_producer_that_changes_its_way_of_writing_is_followed_and_chaos_is_lef
         read = reader.read(column([way] * FEWEST))
         assert read is not None
         assert read[1].all()
+        assert reader._layout is not None
+        assert (reader._layout._follows < len(reader._columns)).all(), "what is expected is a column"
     assert reader.read(column([b"{}"] * FEWEST)) is None
     assert reader.read(column([ways[0]] * FEWEST)) is None, "the next batches are not tried"
-    for _ in range(uniform._REST - 1):
+    for _ in range(plain._REST - 1):
         reader.read(column([ways[0]] * FEWEST))
     assert reader.read(column([ways[0]] * FEWEST)) is not None, "later ones are"
     assert reader.read(column([ways[0]] * (FEWEST - 1))) is None, "few are not worth a pattern"
 
 
-def test_a_wide_contract_or_bounds_of_another_meaning_are_not_for_a_pattern() -> None:
+def test_a_contract_that_is_too_wide_or_has_bounds_of_another_meaning_is_left_alone() -> None:
     wide = defstruct("Wide", [(f"field_{n}", int) for n in range(MOST_COLUMNS + 1)])
-    values = column([json.dumps({f"field_{n}": n for n in range(13)}).encode()] * FEWEST)
-    assert Uniform(columns_of(wide)).read(values) is None
+    odd = defstruct("Odd", [("even", Annotated[int, Meta(multiple_of=2)])])
+    for contract in (wide, odd):
+        names = contract.__struct_fields__
+        values = column([json.dumps(dict.fromkeys(names, 2)).encode()] * FEWEST)
+        assert PlainRecords(columns_of(contract)).read(values) is None
 
 
-def test_keys_are_no_pattern() -> None:
+def test_keys_are_read_as_they_are_written() -> None:
     odd = defstruct("Odd", [("a", int), ("b", str)], rename={"a": "a.*(", "b": "b|ü"})
     values = [json.dumps({"a.*(": n, "b|ü": "x"}, ensure_ascii=False).encode() for n in range(3)]
     assert_alike([*values, b'{"aaa(": 1, "b": "x"}'], odd)
+
+
+class Limited(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of each kind, and a default outside its own."""
+
+    whole: Annotated[int, Meta(ge=-3, lt=10)]
+    above: Annotated[int, Meta(gt=-3, le=10)]
+    real: Annotated[float, Meta(gt=-0.5, le=2.5)]
+    below: Annotated[float, Meta(ge=-0.5, lt=2.5)] | None
+    a_rather_long_name_of_a_text: Annotated[str, Meta(min_length=2, max_length=5)]
+    short: Annotated[str, Meta(max_length=3)] = "by default"
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-5, 12),
+            st.integers(-5, 12),
+            st.sampled_from([-0.5, -0.4999999999999999, 2.5, 2.5000000000000004, 1e-320, 25e-1])
+            | st.floats(-1, 3),
+            st.none() | st.sampled_from([-0.5, -0.5000000000000001, 2.5, 2.4999999999999996]),
+            st.text("aü€𝄞", max_size=7),
+            st.none() | st.text("aü€𝄞", max_size=4),
+            st.permutations(range(6)),
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_bounds_are_held_to_a_hair_and_characters_are_no_bytes(rows: list[tuple]) -> None:
+    names = Limited.__struct_fields__
+    values = []
+    for *row, order in rows:
+        fields = {names[at]: row[at] for at in order if at < 5 or row[at] is not None}
+        values.append(json.dumps(fields, ensure_ascii=False).encode())
+    assert_alike(values, Limited)
+
+
+def test_a_wide_contract_is_walked_too() -> None:
+    wide = defstruct("Wide", [(f"field_{n}", int | None) for n in range(MOST_COLUMNS)])
+    values = [
+        json.dumps({f"field_{n}": n * row for n in range(MOST_COLUMNS)}).encode() for row in range(FEWEST)
+    ]
+    rows, alike = PlainRecords(columns_of(wide)).read(column(values)) or pytest.fail("left to msgspec")
+    assert alike.all()
+    assert rows.row(7) == tuple(7 * n for n in range(MOST_COLUMNS))
+
+
+def test_a_key_that_goes_on_in_the_next_record_is_none() -> None:
+    """Records lie one behind the other while they are walked."""
+    good = json.dumps(GOOD, separators=(",", ":")).encode()
+    for cut in range(len(good)):
+        assert_alike([good[:cut], good[cut:], good])
+
+
+def test_where_nothing_can_be_compiled_all_is_read_one_by_one() -> None:
+    program = (
+        "from streams import compiled; from streams.decode import plain;"
+        "from streams.decode.columns import columns_of;"
+        "from streams.transport.frame import column; from tests.stream_fixtures import Reading;"
+        "reader = plain.PlainRecords(columns_of(Reading)); values = column([b'{}'] * plain.FEWEST);"
+        "assert reader.read(values) is None; assert compiled.loading().exception() is not None;"
+        "assert reader.read(values) is None"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "NUMBA_CACHE_DIR" in done.stdout + done.stderr
