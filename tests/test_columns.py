@@ -64,6 +64,11 @@ ANY = st.lists(st.tuples(STAMPS, st.none() | BYTES, st.none() | BYTES, HEADERS),
 
 
 @settings(deadline=None)
+@example([[(0, b"k", b"v", []), (0, b"k", None, [])]])
+@example([[(0, b"k", b"v", []), (0, None, b"v", [])]])
+@example([[(0, None, b"v", []), (0, b"k", b"v", [])]])
+@example([[(0, None, b"v", []), (0, b"", b"v", [])]])
+@example([[(0, None, b"v", []), (0, None, None, [])]])
 @given(batches=st.lists(BARE, min_size=1, max_size=4))
 def test_batches_of_records_without_headers_are_read_whole(batches: list[list[Record]]) -> None:
     contents = [payload(records) for records in batches]

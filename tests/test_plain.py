@@ -123,7 +123,7 @@ def assert_alike(values: Sequence[bytes], contract: type[Struct] = Reading) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain, "FEWEST", 10**9)
         one_by_one = outcome(values, contract)
-        # Also where hardly any is like the one that the pattern is made from.
+        # Also where hardly any is plain.
         patch.setattr(plain, "FEWEST", 1)
         patch.setattr(plain, "_AT_LEAST", 0.0)
         assert outcome(values, contract) == one_by_one
@@ -184,7 +184,6 @@ def test_what_is_hard_to_read_is_refused_alike() -> None:
     assert good is not None
     for first in range(0, len(made), 50):
         some = [each.value or b"" for each in made[first : first + 50]]
-        # The pattern is made from the one in the middle.
         assert_alike([*some[:25], good, *some[25:]], Flight)
 
 
@@ -218,7 +217,7 @@ def test_a_producer_that_changes_its_way_of_writing_is_followed_and_chaos_is_lef
     for _ in range(plain._REST - 1):
         reader.read(column([ways[0]] * FEWEST))
     assert reader.read(column([ways[0]] * FEWEST)) is not None, "later ones are"
-    assert reader.read(column([ways[0]] * (FEWEST - 1))) is None, "few are not worth a pattern"
+    assert reader.read(column([ways[0]] * (FEWEST - 1))) is None, "few are not worth a walk"
 
 
 def test_a_contract_that_is_too_wide_or_has_bounds_of_another_meaning_is_left_alone() -> None:

@@ -135,7 +135,7 @@ def _characters(at: int, end: int) -> int:
         types.int64[::1],
         types.uint8[::1],
         types.int64[::1],
-        types.boolean[::1],
+        types.boolean[:, ::1],
         types.int64[:, ::1],
         types.float64[:, ::1],
         types.int64[::1],
@@ -180,7 +180,7 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
             and `sizes` (C,) its bytes.
         kinds: uint8 (C,).
         slots: int64 (C,), a column's place in `wholes` (of WHOLE and TRUTH) or in `reals`.
-        may_lack: bool (2 C,), whether each value may be null, then whether it may be absent.
+        may_lack: bool (2, C), whether a value may be null, and whether it may be absent.
         bounds: int64 (2, C), least and most of a whole number, or of a text's characters.
         real_bounds: float64 (2, C), the same of a number. A FAR one is not held to them.
         follows: int64 (C + 1,), which column came behind each, and first; learned as it goes.
@@ -225,7 +225,7 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
             kind, slot, state, letter = kinds[column], slots[column], HERE, byte(at)
             if letter == 0x6E:
                 state = NULL
-                if not may_lack[column] or at + 4 > end or word(at) & _FOUR != _NULL:
+                if not may_lack[0, column] or at + 4 > end or word(at) & _FOUR != _NULL:
                     break
                 at += 4
                 starts[column, row], lengths[column, row] = 0, 0
@@ -281,7 +281,7 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
             is_alike = byte(at) == 0x7D and _behind_blanks(at + 1, end) == end
         for column in range(columns):
             if is_alike and not had >> column & 1:
-                is_alike = may_lack[columns + column]
+                is_alike = may_lack[1, column]
                 states[column, row] = ABSENT
                 starts[column, row], lengths[column, row] = 0, 0
                 seen[column] |= ABSENT

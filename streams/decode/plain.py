@@ -124,11 +124,10 @@ class _Layout:
         # Real numbers have their own place in one array; whole ones and truths in another.
         is_real = self._kinds == walk.REAL
         self._slots = np.where(is_real, is_real.cumsum(), (~is_real).cumsum()) - 1
-        self._may_lack = np.array([c.nullable for c in columns] + [not c.required for c in columns])
+        self._may_lack = np.array([[c.nullable for c in columns], [not c.required for c in columns]])
         limits = [_limits(column) for column in columns]
-        self._bounds = np.array(
-            [[least, most] if isinstance(least, int) else [0, 0] for least, most in limits]
-        ).T.copy()
+        whole = [each if isinstance(each[0], int) else (0, 0) for each in limits]
+        self._bounds = np.array(whole).T.copy()
         self._real_bounds = np.array(limits, np.float64).T.copy()
         keys = [msgspec.json.encode(column.name) for column in columns]
         self._sizes = np.array([len(key) for key in keys])
