@@ -32,7 +32,6 @@ __all__ = [
     "cap",
     "dedupe",
     "failing",
-    "failures",
     "impute",
     "matches",
     "normalise_units",
@@ -171,24 +170,17 @@ class Failed:
     error: str = ""
 
 
-def failures(rows: pl.DataFrame, rules: Sequence[Rule]) -> pl.Series:
-    """For each row the index of the first rule that it fails, null where it passes all.
-
-    Returns:
-        UInt32 series of the frame's height.
+def _kept(rows: pl.DataFrame, rules: Sequence[Rule]) -> list[pl.Series]:
+    """By rule, whether it keeps each row.
 
     Raises:
-        PolarsError, PanicException: a rule fails on a row; `failing` says on which.
+        PolarsError, PanicException: a rule fails on a row.
     """
     if not rules or rows.height == 0:
-        return pl.Series("failed", [None] * rows.height, dtype=pl.UInt32)
-    first = pl.coalesce(
-        *(
-            pl.when(~r.keep_of(rows.schema).fill_null(value=False)).then(pl.lit(i, dtype=pl.UInt32))
-            for i, r in enumerate(rules)
-        )
-    )
-    return rows.select(first.alias("failed")).to_series()
+        return []
+    # Beside a column of the frame a rule that is one constant holds for each of its rows.
+    asked = (r.keep_of(rows.schema).fill_null(value=False).alias(f"_keep{i}") for i, r in enumerate(rules))
+    return rows.select(rows.columns[0], *asked).get_columns()[1:]
 
 
 def failing(rows: pl.DataFrame, rules: Sequence[Rule], streaks: Streaks | None = None) -> list[Failed]:
@@ -201,13 +193,17 @@ def failing(rows: pl.DataFrame, rules: Sequence[Rule], streaks: Streaks | None =
         FailsOnAll: a rule itself fails on every row that comes.
     """
     try:
-        first = failures(rows, rules)
+        kept = _kept(rows, rules)
     except (PolarsError, PanicException):
         return _failing_one_by_one(rows, rules, streaks)
     if streaks is not None and rows.height:
         streaks.worked(_said(each) for each in rules)
-    at = first.is_not_null().arg_true()
-    return [Failed(position, rule) for position, rule in zip(at, first.gather(at), strict=True)]
+    first: dict[int, int] = {}
+    for number, own in enumerate(kept):
+        if not own.all():
+            for position in (~own).arg_true():
+                first.setdefault(position, number)
+    return [Failed(position, rule) for position, rule in sorted(first.items())]
 
 
 def _failing_one_by_one(rows: pl.DataFrame, rules: Sequence[Rule], streaks: Streaks | None) -> list[Failed]:

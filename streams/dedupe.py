@@ -6,17 +6,22 @@ What is remembered is a cache over the dataset, of its newest rows; what lies be
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import polars as pl
+
+from streams.compiled import walks
 
 Read = Callable[[int, int], pl.DataFrame]
 """Key and `_time` of the dataset's rows of a source with event time in [start_ms, end_ms)."""
 
 _EVER_MS = -(2**62)
-_HASH = "_hash"
+# So many rows are remembered, looked through and forgotten together, at the least.
+_PART_ROWS = 50_000
 
 
 class Seen:
@@ -25,147 +30,184 @@ class Seen:
     def __init__(self, key: str, within_ms: int, read: Read | None = None) -> None:
         self.key, self.within_ms = key, within_ms
         self._read = read
-        self._seen: pl.DataFrame | None = None
+        self._parts: list[_Rows] = []
         self._sieve = Sieve()
         self._from_ms = _EVER_MS
 
     def recall(self, from_ms: int | None) -> None:
         """Start anew, with what the dataset holds from an event time on; None: it holds nothing yet."""
-        self._seen, self._from_ms = None, _EVER_MS
+        self._parts, self._from_ms = [], _EVER_MS
         if from_ms is not None and self._read is not None:
             self._from_ms = from_ms - self.within_ms
-            self._seen = self._remembered(self._read(self._from_ms, -_EVER_MS))
-        self._sieve = Sieve() if self._seen is None else Sieve(self._seen.get_column(_HASH))
+            self._parts = [_Rows.of(self._read(self._from_ms, -_EVER_MS), self.key)]
+        self._sieve = Sieve(*(part.hashes for part in self._parts))
 
     def remember(self, rows: pl.DataFrame, *, forget_before_ms: int | None = None) -> None:
         """Add rows that are in the dataset; forget what rows from an event time on cannot repeat."""
-        fresh = self._remembered(rows)
-        seen = fresh if self._seen is None else pl.concat([self._seen, fresh])
+        fresh = _Rows.of(rows, self.key)
+        if self._parts and len(self._parts[-1]) < _PART_ROWS:
+            self._parts[-1] = self._parts[-1].and_those(fresh)
+        else:
+            self._parts.append(fresh)
         if forget_before_ms is not None:
             self._from_ms = max(self._from_ms, forget_before_ms - self.within_ms)
-            seen = seen.filter(pl.col("_seen") >= self._from_ms)
-        self._seen = seen
-        if self._sieve.has_room(fresh.height, seen.height):
-            self._sieve.put(fresh.get_column(_HASH))
+            self._parts = [part for part in self._parts if part.newest_ms >= self._from_ms]
+        if self._sieve.has_room(len(fresh), sum(map(len, self._parts))):
+            self._sieve.put(fresh.hashes)
         else:
-            self._sieve = Sieve(seen.get_column(_HASH))
+            self._sieve = Sieve(*(part.hashes for part in self._parts))
 
     def repeats(self, rows: pl.DataFrame) -> pl.Series:
         """True for a row that repeats one of the dataset, or one that was kept before it in this frame."""
-        asked = self._hashed(rows.select(self.key, "_time").with_row_index("_index"))
-        older = self._older(asked)
-        seen = [part for part in (older, self._seen) if part is not None and part.height]
         # Nearly every key is new, which its hash alone tells. Only for the others is looked more closely.
-        hashes = asked.get_column(_HASH)
-        passed = [hashes.filter(pl.Series(self._sieve.may_hold(hashes))), older.get_column(_HASH)]
-        again = pl.concat([more_than_once(hashes), *passed]).unique()
-        suspect = asked.filter(pl.col(_HASH).is_in(again.implode()))
-        mask = pl.repeat(False, asked.height, dtype=pl.Boolean, eager=True)
-        if suspect.height == 0:
-            return mask
-        found = [self._near(suspect, part.filter(pl.col(_HASH).is_in(again.implode()))) for part in seen]
-        repeated = pl.concat(found).unique() if found else pl.Series("_index", [], dtype=pl.UInt32)
-        several = suspect.select(
-            "_index", self.key, "_time", pl.col("_index").is_in(repeated.implode()).alias("repeats")
-        ).filter(pl.col(self.key).is_duplicated())
-        return mask.scatter(repeated, True).scatter(self._within_frame(several), True)
+        asked = _Rows.of(rows, self.key)
+        older = self._older(asked)
+        in_frame = come_again(asked.hashes)
+        may_repeat = in_frame | self._sieve.may_hold(asked.hashes)
+        if len(older):
+            may_repeat |= Sieve(older.hashes).may_hold(asked.hashes)
+        suspect = np.flatnonzero(may_repeat)
+        known = self._known(asked.hashes[suspect], older)
+        suspect = suspect[in_frame[suspect] | np.isin(asked.hashes[suspect], known.hashes)]
+        repeated = np.zeros(len(asked), np.bool_)
+        repeated[suspect[_repeats(asked.at(suspect), known, self.within_ms)]] = True
+        return pl.Series(repeated)
 
-    def _remembered(self, rows: pl.DataFrame) -> pl.DataFrame:
-        return self._hashed(rows.select(self.key, pl.col("_time").alias("_seen")))
+    def _known(self, hashes: np.ndarray, older: _Rows) -> _Rows:
+        """Rows that are in the dataset and have one of these hashes."""
+        sieve = Sieve(hashes)
+        passed = [part.at(np.flatnonzero(sieve.may_hold(part.hashes))) for part in (older, *self._parts)]
+        known = passed[0].and_those(*passed[1:])
+        return known.at(np.flatnonzero(np.isin(known.hashes, hashes)))
 
-    def _hashed(self, rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.with_columns(pl.col(self.key).hash().alias(_HASH))
+    def _older(self, asked: _Rows) -> _Rows:
+        """Rows of the dataset from before what is remembered, as far as these could repeat them."""
+        none = asked.at(np.zeros(0, np.intp))
+        stray = asked.times_ms[asked.times_ms < self._from_ms + self.within_ms]
+        if self._read is None or not stray.size:
+            return none
+        spans = _spans(np.sort(stray).tolist(), self.within_ms)
+        read = [self._read(start_ms, min(end_ms, self._from_ms)) for start_ms, end_ms in spans]
+        return none.and_those(*(_Rows.of(rows, self.key) for rows in read))
 
-    def _near(self, asked: pl.DataFrame, seen: pl.DataFrame) -> pl.Series:
-        known = asked.join(seen, on=self.key, how="semi")
-        if known.height == 0:
-            return known.get_column("_index")
-        return (
-            known.sort("_time")
-            .join_asof(
-                seen.sort("_seen"),
-                left_on="_time",
-                right_on="_seen",
-                by=self.key,
-                strategy="nearest",
-                tolerance=self.within_ms,
-                check_sortedness=False,
-            )
-            .filter(pl.col("_seen").is_not_null())
-            .get_column("_index")
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Of rows (N,) their keys, these keys' hashes, uint64, and their event times."""
+
+    keys: pl.Series
+    hashes: np.ndarray
+    times_ms: np.ndarray
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, key: str) -> _Rows:
+        keys = rows.get_column(key)
+        return cls(keys, keys.hash().to_numpy(), rows.get_column("_time").to_numpy())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def newest_ms(self) -> int:
+        return int(self.times_ms.max(initial=_EVER_MS))
+
+    def at(self, places: np.ndarray) -> _Rows:
+        return _Rows(self.keys.gather(places), self.hashes[places], self.times_ms[places])
+
+    def and_those(self, *others: _Rows) -> _Rows:
+        parts = (self, *others)
+        return _Rows(
+            pl.concat([part.keys for part in parts], rechunk=True),
+            np.concatenate([part.hashes for part in parts]),
+            np.concatenate([part.times_ms for part in parts]),
         )
 
-    def _older(self, asked: pl.DataFrame) -> pl.DataFrame:
-        """Rows of the dataset from before what is remembered, as far as these rows could repeat them."""
-        none = self._hashed(pl.DataFrame(schema={self.key: asked.schema[self.key], "_seen": pl.Int64}))
-        if self._read is None or self._from_ms == _EVER_MS:
-            return none
-        stray = asked.filter(pl.col("_time") - self.within_ms < self._from_ms)
-        spans = _spans(stray.get_column("_time").sort().to_list(), self.within_ms)
-        read = [self._read(start_ms, min(end_ms, self._from_ms)) for start_ms, end_ms in spans]
-        return pl.concat([none, *(self._remembered(rows) for rows in read)])
 
-    def _within_frame(self, several: pl.DataFrame) -> list[int]:
-        """Indices of rows that repeat one of this frame, for the keys that come more than once in it."""
-        kept: dict[object, list[int]] = {}
-        repeated = []
-        for index, key, time_ms, in_dataset in several.iter_rows():
-            times = kept.setdefault(key, [])
-            at = bisect_left(times, time_ms)
-            near = any(abs(time_ms - other) <= self.within_ms for other in times[max(0, at - 1) : at + 1])
-            if near and not in_dataset:
-                repeated.append(index)
-            elif not in_dataset:
-                insort(times, time_ms)
-        return repeated
+def _repeats(rows: _Rows, known: _Rows, within_ms: int) -> list[int]:
+    """Places of rows that lie near a known one of their key, or near one before them that does not."""
+    kept: dict[object, list[int]] = {}
+    order = known.times_ms.argsort(kind="stable")
+    for key, time_ms in zip(known.keys.gather(order), known.times_ms[order].tolist(), strict=True):
+        kept.setdefault(key, []).append(time_ms)
+    repeated: list[int] = []
+    for place, (key, time_ms) in enumerate(zip(rows.keys, rows.times_ms.tolist(), strict=True)):
+        others = kept.setdefault(key, [])
+        at = bisect_left(others, time_ms)
+        if (at < len(others) and others[at] - time_ms <= within_ms) or (
+            at and time_ms - others[at - 1] <= within_ms
+        ):
+            repeated.append(place)
+        else:
+            others.insert(at, time_ms)
+    return repeated
 
 
-def more_than_once(hashes: pl.Series) -> pl.Series:
-    """Those that come more than once, in order: only what shares a drawer with another is sorted."""
-    every = hashes.to_numpy()
-    bits = min(max((every.size * _DRAWERS_EACH // 2).bit_length(), 1), _MOST_BITS)
-    drawer = (every >> np.uint64(64 - bits)).astype(np.intp)
-    shared = np.sort(every[np.bincount(drawer, minlength=1 << bits)[drawer] > 1])
-    return pl.Series(np.unique(shared[1:][shared[1:] == shared[:-1]]), dtype=pl.UInt64)
+def come_again(hashes: np.ndarray) -> np.ndarray:
+    """Which of these (N,) uint64 may be there more than once: a mask. Of a crowd it may be all."""
+    bits = (hashes.size * 2).bit_length()
+    if (walk := _walk(hashes)) is not None:
+        again = np.zeros(hashes.size, np.bool_)
+        walk.come_again(hashes, np.zeros(1 << bits, np.uint32), 64 - bits, again)
+        return again
+    place = (hashes >> np.uint64(64 - bits - 2)).astype(np.intp)
+    return np.bincount(place, minlength=4 << bits)[place] > 1
 
 
 class Sieve:
-    """Tells of a hash that it was certainly not put in, or that it may have been (Bloom, 1970, of one bit).
+    """Tells of a hash that it was certainly not put in, or that it may have been.
 
-    What it costs to ask does not depend on how many were put in. Nothing can be taken out: with time it
-    lets more pass, and is made anew of what is still remembered.
+    A Bloom filter whose two bits of a hash lie in one word (Putze, Sanders and Singler, 2007: blocked): it is
+    looked up once, however many were put in. Nothing can be taken out: with time it lets more pass, and is
+    made anew of what is still remembered.
     """
 
-    def __init__(self, hashes: pl.Series | None = None) -> None:
-        many = 0 if hashes is None else hashes.len()
-        self._bits = min(max((many * _DRAWERS_EACH).bit_length(), _LEAST_BITS), _MOST_BITS)
-        self._taken = np.zeros(1 << self._bits, dtype=np.bool_)
+    def __init__(self, *hashes: np.ndarray) -> None:
+        bits = (sum(part.size for part in hashes) // _KEYS_A_WORD).bit_length()
+        self._bits = min(max(bits, _LEAST_BITS), _MOST_BITS)
+        self._words = np.zeros(1 << self._bits, np.uint64)
         self._put = 0
-        if hashes is not None:
-            self.put(hashes)
+        for part in hashes:
+            self.put(part)
 
     def has_room(self, more: int, remembered: int) -> bool:
         """Whether it is still worth its place with so many more, of those that are remembered then."""
         put = self._put + more
-        is_small = put * _DRAWERS_EACH <= 2 << self._bits
+        is_small = put <= 2 * _KEYS_A_WORD * self._words.size
         return (is_small or self._bits == _MOST_BITS) and put <= 2 * remembered + _LEAST_STALE
 
-    def put(self, hashes: pl.Series) -> None:
+    def put(self, hashes: np.ndarray) -> None:
         """From now on these may be in it."""
-        self._taken[self._drawer(hashes)] = True
-        self._put += hashes.len()
+        if (walk := _walk(hashes)) is not None:
+            walk.put(hashes, self._words, 64 - self._bits)
+        else:
+            np.bitwise_or.at(self._words, *self._places(hashes))
+        self._put += hashes.size
 
-    def may_hold(self, hashes: pl.Series) -> np.ndarray:
-        """A mask (N,), False for what was certainly not put in."""
-        return self._taken[self._drawer(hashes)]
+    def may_hold(self, hashes: np.ndarray) -> np.ndarray:
+        """True for those that may have been put in: a mask (N,)."""
+        if (walk := _walk(hashes)) is not None:
+            found = np.empty(hashes.size, np.bool_)
+            walk.may_hold(hashes, self._words, 64 - self._bits, found)
+            return found
+        word, bits = self._places(hashes)
+        return self._words[word] & bits == bits
 
-    def _drawer(self, hashes: pl.Series) -> np.ndarray:
-        return (hashes.to_numpy() >> np.uint64(64 - self._bits)).astype(np.intp)
+    def _places(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The word of each hash, and its two bits."""
+        one, six, low = np.uint64(1), np.uint64(6), np.uint64(63)
+        word = (hashes >> np.uint64(64 - self._bits)).astype(np.intp)
+        return word, (one << (hashes & low)) | (one << ((hashes >> six) & low))
 
 
-# One in so many drawers is taken when it is made: so one new key in as many is looked at more closely.
-_DRAWERS_EACH = 16
-_LEAST_BITS, _MOST_BITS = 16, 26
+def _walk(hashes: np.ndarray) -> ModuleType | None:
+    compiled = walks(ask=hashes.size >= _WORTH_A_WALK)
+    return None if compiled is None else compiled.keys
+
+
+_WORTH_A_WALK = 8_192
+# So one new key in some hundred passes, and one in fifty once there are twice as many.
+_KEYS_A_WORD = 2
+_LEAST_BITS, _MOST_BITS = 10, 24
 # So many of what is forgotten do not matter yet.
 _LEAST_STALE = 100_000
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from infra.dataset import META
@@ -25,12 +26,14 @@ from streams.decode.avro import Writers
 from streams.decode.columns import schema_of
 from streams.decode.records import Decoded, Decoder
 from streams.dedupe import Read, Seen
+from streams.keep import drop, keep
 from streams.ledger.commit import Advance, Partition
-from streams.locate import appended, locate, newest_ms
+from streams.locate import Now, appended, locate, newest_ms
 from streams.pipeline import Pipeline, Source
 from streams.sift import Tally, derived, sifted, tagged, timed
 from streams.streak import Streaks
-from streams.summary.account import Account, summarise
+from streams.summary.account import Account
+from streams.summary.summarise import summarise
 from streams.tag import LATE
 from streams.transport.frame import Frame
 from streams.window import Pane
@@ -196,7 +199,7 @@ class Ingest:
         tally = Tally(frames, self._pane_start() if self._accounts(topic) else None, self._streaks[topic])
         tally.refused += decoded.refused
         rows = locate(frames, decoded.rows, source=topic, event_time=source.event_time)
-        now = pl.lit(now_ms) if now_ms is not None else appended(frames)
+        now = Now.at(now_ms) if now_ms is not None else appended(frames)
         rows = timed(source, rows, now, tally)
         rows = sifted(self.pipeline.rules(topic), rows, tally)
         rows = derived(source.derive, rows, tally, source.place)
@@ -225,9 +228,7 @@ class Ingest:
         for each in batch.sources:
             self._finish(each, batch.now_ms, prepared)
         if prepared.by_source:
-            prepared.rows = pl.concat(
-                [rows.select(_padded(rows, self.schema)) for rows in prepared.by_source.values()]
-            )
+            prepared.rows = pl.concat([_padded(rows, self.schema) for rows in prepared.by_source.values()])
         return prepared
 
     def _finish(self, sifted: Sifted, now_ms: int | None, prepared: Prepared) -> None:
@@ -236,15 +237,15 @@ class Ingest:
         if topic in self.seen:
             repeats = self.seen[topic].repeats(rows)
             if repeats.any():
-                tally.drop(rows.filter(repeats), DEDUPE)
-                rows = rows.filter(~repeats)
+                tally.drop(keep(rows, repeats), DEDUPE)
+                rows = keep(rows, ~repeats)
         if topic == self.pipeline.source.topic:
             rows = self._late(rows)
         if self._accounts(topic):
             prepared.accounts = tally.accounts
             for pane, account in summarise(rows, start=self._pane_start()).items():
                 tally.add(pane, account)
-        prepared.by_source[topic] = rows.drop("_frame", "_index")
+        prepared.by_source[topic] = drop(rows, ("_frame", "_index"))
         prepared.counts[topic] = Counts(
             events=sifted.decoded.events,
             rows=rows.height,
@@ -257,18 +258,25 @@ class Ingest:
         """Tag rows whose window had closed when they came: kept, and announced as an amendment."""
         if self.pipeline_watermark_ms is None:
             return rows
-        is_late = self.pipeline.window.is_late(pl.col("_time"), self.pipeline_watermark_ms)
-        late = rows.select(is_late.alias("late")).to_series()
+        late = self._is_late(rows.get_column("_time"), self.pipeline_watermark_ms)
         if not late.any():
             return rows  # nearly always; making lists anew is slow
         tagged = pl.when(late).then(pl.concat_list("_tags", pl.lit(LATE))).otherwise(pl.col("_tags"))
         return rows.with_columns(_tags=tagged)
 
+    def _is_late(self, times_ms: pl.Series, watermark_ms: int) -> pl.Series:
+        """Whether each comes late at that watermark; one value for all where the earliest does not."""
+        earliest = times_ms.min()
+        is_late = self.pipeline.window.is_late
+        if earliest is None or not pl.select(is_late(pl.lit(earliest), watermark_ms)).item():
+            return pl.Series([False])
+        return pl.select(is_late(pl.lit(times_ms), watermark_ms)).to_series()
+
     def _advance_watermarks(
         self, sifted: Sifted, rows: pl.DataFrame, prepared: Prepared, now_ms: int | None
     ) -> None:
         source = sifted.source
-        newest = dict(rows.group_by("_partition").agg(pl.col("_time").max()).iter_rows())
+        newest = _newest_by_partition(sifted.frames, rows)
         for number in {f.partition for f in sifted.frames}:
             partition = (source.topic, number)
             heartbeat = sifted.decoded.heartbeats.get(number)
@@ -307,9 +315,28 @@ class Ingest:
         return min((w for (t, _), w in self.watermarks.items() if t == topic), default=None)
 
 
-def _padded(rows: pl.DataFrame, schema: Mapping[str, Any]) -> list[pl.Expr]:
-    """The dataset's columns, null where this source has none of that name."""
-    return [
-        pl.col(name) if name in rows.columns else pl.lit(None, dtype=dtype).alias(name)
-        for name, dtype in schema.items()
-    ]
+def _newest_by_partition(frames: Sequence[Frame], rows: pl.DataFrame) -> dict[int, int]:
+    """The latest event time of each partition's rows."""
+    newest: dict[int, int] = {}
+    if rows.height:
+        # A frame's rows stand together.
+        of_frame, times_ms = rows.get_column("_frame").to_numpy(), rows.get_column("_time").to_numpy()
+        begins = np.flatnonzero(np.append(True, of_frame[1:] != of_frame[:-1]))
+        latest = np.maximum.reduceat(times_ms, begins)
+        for frame, time_ms in zip(of_frame[begins].tolist(), latest.tolist(), strict=True):
+            number = frames[frame].partition
+            newest[number] = max(newest.get(number, time_ms), time_ms)
+    return newest
+
+
+def _padded(rows: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows in the dataset's columns, null where this source has none of that name."""
+    own = set(rows.columns)
+    return pl.DataFrame(
+        [
+            rows.get_column(name)
+            if name in own
+            else pl.Series(name, [None], dtype).new_from_index(0, rows.height)
+            for name, dtype in schema.items()
+        ]
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -38,29 +39,35 @@ def _is_dense(frame: Frame) -> bool:
     return isinstance(frame.offsets, range) and len(frame.offsets) > 0
 
 
-def appended(frames: Sequence[Frame]) -> pl.Expr:
-    """When each located row's record was appended, epoch ms, by the broker's clock or the producer's.
+@dataclass(frozen=True, slots=True)
+class Now:
+    """How late it is for located rows, epoch ms: for each of them, and for the one of them that is first."""
+
+    each_ms: pl.Expr
+    earliest_ms: int
+
+    @classmethod
+    def at(cls, now_ms: int) -> Now:
+        """The same for all."""
+        return cls(pl.lit(now_ms), now_ms)
+
+
+def appended(frames: Sequence[Frame]) -> Now:
+    """When each located row's record was appended, by the broker's clock or the producer's.
 
     No record was appended later than now: where producers set the time, theirs may be wrong.
     """
     now_ms = int(time.time() * 1000)
-    stamps = pl.DataFrame(
-        {
-            "frame": [number for number, frame in enumerate(frames) for _ in frame.stamps],
-            "from": [index for frame in frames for index, _ in frame.stamps],
-            "ms": [ms for frame in frames for _, ms in frame.stamps],
-        },
-        schema={"frame": pl.Int64, "from": pl.Int64, "ms": pl.Int64},
-    )
-    if stamps.height == 0:
-        return pl.lit(now_ms)
+    stamps = [(number, index, ms) for number, frame in enumerate(frames) for index, ms in frame.stamps]
+    if not stamps:
+        return Now.at(now_ms)
+    said_ms = [now_ms if ms < 0 else min(ms, now_ms) for _, _, ms in stamps]
     # Frames and batches follow each other: a record's batch is the last that begins at it or before it.
-    begins = pl.Series(stamps.get_column("frame") * 2**32 + stamps.get_column("from"))
+    begins = pl.Series([number * 2**32 + index for number, index, _ in stamps], dtype=pl.Int64)
     at = pl.col("_frame").cast(pl.Int64) * 2**32 + pl.col("_index").cast(pl.Int64)
-    known = stamps.get_column("ms").to_list()
-    said = pl.lit(pl.Series([now_ms if ms < 0 else min(ms, now_ms) for ms in known], dtype=pl.Int64))
     batch = pl.lit(begins).search_sorted(at, side="right").cast(pl.Int64) - 1
-    return said.gather(batch.clip(lower_bound=0))
+    said = pl.lit(pl.Series(said_ms, dtype=pl.Int64))
+    return Now(said.gather(batch.clip(lower_bound=0)), min(said_ms))
 
 
 def newest_ms(frames: Sequence[Frame], partition: int) -> int:

@@ -37,7 +37,7 @@ def test_each_record_has_the_stamp_of_its_batch() -> None:
         {"_frame": [0, 0, 0, 0, 1, 1], "_index": [0, 1, 2, 3, 0, 1]},
         schema={"_frame": pl.Int32, "_index": pl.Int32},
     )
-    assert rows.select(appended(frames)).to_series().to_list() == [10, 20, 20, 30, 5, 5]
+    assert rows.select(appended(frames).each_ms).to_series().to_list() == [10, 20, 20, 30, 5, 5]
     assert [newest_ms(frames, number) for number in (0, 1)] == [30, 5]
 
 
@@ -46,7 +46,7 @@ def test_a_stamp_from_the_future_or_none_at_all_counts_as_now() -> None:
     for stamps in ([(0, now_ms + 10**9)], [(0, -1)], []):
         frame = replace(frame_of([b"a"]), stamps=stamps)
         rows = pl.DataFrame({"_frame": [0], "_index": [0]}, schema={"_frame": pl.Int32, "_index": pl.Int32})
-        assert now_ms <= rows.select(appended([frame]).alias("ms")).item() <= now_ms + 60_000
+        assert now_ms <= rows.select(appended([frame]).each_ms.alias("ms")).item() <= now_ms + 60_000
         assert now_ms <= newest_ms([frame], 0) <= now_ms + 60_000
 
 

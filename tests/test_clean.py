@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import polars as pl
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import InvalidConfiguration
 from schemas.window import Window
+from streams import compiled
+from streams import dedupe as dedupes
 from streams.clean import Rule, between, dedupe, failing, one_of, require, rule
-from streams.dedupe import Seen, Sieve, more_than_once
+from streams.dedupe import Seen, Sieve, come_again
 from streams.ingest import Ingest
 from streams.pipeline import Pipeline, Source
 from streams.tag import Tag
@@ -246,7 +248,8 @@ def by_definition(events: Sequence[tuple[str, int]], within_ms: int) -> list[int
     return kept
 
 
-@settings(deadline=None, max_examples=80)
+@pytest.mark.usefixtures("way")
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(events=[("a", 0), ("a", 20), ("a", 21)], cuts=[], within_ms=5, restarts=False)
 @example(events=[("a", 0), ("a", 9), ("a", 18)], cuts=[1], within_ms=10, restarts=False)
 @example(events=[("a", 0), ("a", 1_000), ("a", 0)], cuts=[1, 2], within_ms=1, restarts=False)
@@ -277,6 +280,7 @@ def test_a_repeat_of_long_ago_is_looked_up_in_the_dataset_and_news_are_not() -> 
     assert stored.reads == 1
 
 
+@pytest.mark.usefixtures("way")
 def test_many_repeats_of_one_key_cost_no_more_than_many_keys() -> None:
     """An attacker's batch: all rows of one key must not be compared each with each."""
     import time
@@ -290,35 +294,57 @@ def test_many_repeats_of_one_key_cost_no_more_than_many_keys() -> None:
     assert time.perf_counter() - began < 5
 
 
-# Of one drawer and of many, near both ends.
+@pytest.fixture(params=["compiled", "by numpy"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes are looked at by a compiled walk, or by numpy."""
+    keys = compiled.loading().result().keys if request.param == "compiled" else None
+    monkeypatch.setattr(dedupes, "_walk", lambda _: keys)
+
+
+# Of one place and of many, near both ends.
 HASHES = st.lists(st.integers(0, 40) | st.integers(2**64 - 9, 2**64 - 1) | st.integers(0, 2**64 - 1))
 
 
+@pytest.mark.usefixtures("way")
 @given(hashes=HASHES)
-@settings(deadline=None)
-def test_hashes_that_come_more_than_once_are_all_found_and_no_others(hashes: list[int]) -> None:
-    found = more_than_once(pl.Series(hashes, dtype=pl.UInt64))
-    assert found.to_list() == sorted(each for each, count in Counter(hashes).items() if count > 1)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_hashes_that_come_more_than_once_are_all_found(hashes: list[int]) -> None:
+    found = come_again(np.array(hashes, np.uint64))
+    assert all(again for again, each in zip(found, hashes, strict=True) if hashes.count(each) > 1)
 
 
+@pytest.mark.usefixtures("way")
+def test_few_hashes_are_taken_for_such_that_come_again() -> None:
+    hashes = np.random.default_rng(3).integers(0, 2**64 - 1, 50_000, dtype=np.uint64)
+    assert come_again(hashes).sum() < 50_000 / 5
+
+
+@pytest.mark.usefixtures("way")
+def test_a_crowd_of_hashes_in_one_place_is_taken_for_such_that_come_again() -> None:
+    """Chosen by an attacker: else each would go on where the one before it stands."""
+    assert come_again(np.arange(200_000, dtype=np.uint64)).mean() > 0.99
+
+
+@pytest.mark.usefixtures("way")
 @given(parts=st.lists(HASHES, min_size=1, max_size=3))
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_sieve_lets_pass_all_that_was_put_in(parts: list[list[int]]) -> None:
-    made, *later = (pl.Series(part, dtype=pl.UInt64) for part in parts)
+    made, *later = (np.array(part, np.uint64) for part in parts)
     sieve = Sieve(made)
     for part in later:
         sieve.put(part)
     assert all(sieve.may_hold(part).all() for part in (made, *later))
 
 
+@pytest.mark.usefixtures("way")
 def test_a_sieve_holds_back_nearly_all_that_is_new_however_long_it_is_used() -> None:
     """Batch after batch is remembered and forgotten, over many times what is remembered at once."""
     seen = Seen("id", 100)
     passed = []
     for at in range(0, 400_000, 4_000):
         rows = pl.DataFrame({"id": [f"k{n}" for n in range(at, at + 4_000)], "_time": range(at, at + 4_000)})
-        passed.append(int(seen._sieve.may_hold(rows.get_column("id").hash()).sum()))
+        passed.append(int(seen._sieve.may_hold(rows.get_column("id").hash().to_numpy()).sum()))
         assert not seen.repeats(rows).any()
         seen.remember(rows, forget_before_ms=at - 20_000)
     assert max(passed) < 4_000 / 4
-    assert seen._sieve._taken.nbytes < 2**22
+    assert seen._sieve._words.nbytes < 2**22

@@ -13,9 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.window import Moments
-from streams.summary import account as accounts
-from streams.summary.account import Account, announced, merge, summarise
-from streams.summary.exact import exact, exact_whole, group_sums, real, squares
+from streams import compiled
+from streams.summary import by_numpy, by_walk
+from streams.summary.account import Account, announced, merge
+from streams.summary.exact import (
+    LARGEST,
+    SMALLEST,
+    exact,
+    exact_parts,
+    exact_whole,
+    group_sums,
+    real,
+    squares,
+)
+from streams.summary.summarise import summarise
 from streams.window import Pane
 
 measured = st.floats(-1e6, 1e6) | st.floats(-1e140, 1e140) | st.sampled_from([0.1, 1e16, 1.0, -1e16, -0.0])
@@ -135,7 +146,7 @@ def test_whole_numbers_have_the_same_sums_as_the_same_numbers_with_a_point(
         schema={"count": pl.Int64, "_time": pl.Int64},
     ).with_columns(_tags=pl.lit([], dtype=pl.List(pl.String)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accounts, "_BLOCK", block)
+        patch.setattr(by_numpy, "_BLOCK", block)
         pointed = summarise(rows.cast({"count": pl.Float64}), start=START)
     assert summarise(rows, start=START) == pointed
 
@@ -167,3 +178,80 @@ def test_nulls_and_numbers_that_are_none_do_not_count() -> None:
 def test_a_small_spread_far_from_zero_is_not_lost() -> None:
     rows = frame([(0, 1.7e12 + n % 2, 0, [], None) for n in range(1_000)])
     assert announced(summarise(rows, start=START)[Pane(0)]).columns["level"].m2 == 250.0
+
+
+# ── by compiled walks ───────────────────────────────────────────────────────────────────────────────
+
+# Near what does not count, near what no float holds, near where bits part.
+FAR = [
+    LARGEST,
+    -LARGEST,
+    np.nextafter(LARGEST, 0),
+    SMALLEST,
+    np.nextafter(SMALLEST, 0),
+    5e-324,
+    -(2.0**-1022),
+    0.0,
+]
+WHOLES = (
+    st.integers(-(2**42), 2**42) | st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**21, -(2**21), 0])
+)
+
+
+def walked(rows: pl.DataFrame, start: pl.Expr = START) -> dict[Pane, Account] | None:
+    return by_walk.accounts(rows, start, compiled.loading().result().accounts)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(-1_000, 1_000) | st.integers(-(2**52), 2**52),
+            st.none() | measured | st.floats() | st.sampled_from(FAR),
+            WHOLES | st.none(),
+            st.none() | st.lists(st.sampled_from(["x", "y", "é"]) | st.none(), max_size=3),
+            st.none(),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_a_walk_tells_what_numpy_tells_to_the_last_bit(rows: list) -> None:
+    table = frame(rows)
+    found = walked(table)
+    assert found == by_numpy.accounts(table, START, None)
+    assert found is not None
+    assert list(found) == sorted(found)
+    assert msgspec.json.encode(list(found.values())) == msgspec.json.encode(
+        list(by_numpy.accounts(table, START, None).values())
+    ), "no minus zero"
+
+
+def test_a_walk_over_many_rows_tells_what_numpy_tells() -> None:
+    chance = np.random.default_rng(7)
+    count = 100_000
+    rows = pl.DataFrame(
+        {
+            "_time": chance.integers(-20_000, 20_000, count),
+            "level": chance.normal(0, 10.0 ** chance.integers(-30, 30, count)),
+            "count": chance.integers(-(2**42) + 1, 2**42, count),
+            "small": chance.integers(-100, 100, count).astype(np.int8),
+        }
+    ).with_columns(_tags=pl.lit(pl.Series([[], ["x"], ["x", "y"]])).gather(pl.int_range(pl.len()) % 3))
+    assert walked(rows) == by_numpy.accounts(rows, START, None)
+    assert summarise(rows, start=START) == walked(rows), "which is what a commit of many rows has"
+
+
+def test_rows_of_more_panes_than_a_walk_takes_are_left_to_numpy() -> None:
+    most = compiled.loading().result().accounts.MOST_PANES
+    rows = frame([(100 * number, 1.0, 1, [], None) for number in range(most + 1)])
+    assert walked(rows) is None
+    assert len(walked(rows[1:]) or ()) == most
+
+
+@given(parts=st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=50))
+def test_parts_are_the_same_list_of_floats_as_their_sum(parts: list[int]) -> None:
+    found = exact_parts(np.array(parts), 32, 1074)
+    total = sum(part << 32 * number for number, part in enumerate(parts))
+    assert sum(map(Fraction, found), Fraction()) == Fraction(total, 1 << 1074)
+    assert found == exact(found)

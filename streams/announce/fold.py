@@ -39,8 +39,9 @@ from streams.closing import Closing, Turn
 from streams.ingest import source_schema
 from streams.live.track import Live
 from streams.pipeline import Pipeline
-from streams.summary.account import Account, announced, summarise
+from streams.summary.account import Account, announced
 from streams.summary.profiling import profiling
+from streams.summary.summarise import summarise
 from streams.training import job_for
 from streams.trigger import History, decide
 from streams.window import Pane

@@ -19,12 +19,17 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
+_MODULES = ("json_walk", "record_walk", "key_walk", "account_walk")
+
+
 @dataclass(frozen=True, slots=True)
 class Walks:
     """The compiled modules."""
 
     json: ModuleType
     records: ModuleType
+    keys: ModuleType
+    accounts: ModuleType
 
 
 def walks(*, ask: bool) -> Walks | None:
@@ -50,7 +55,7 @@ def loading() -> Future[Walks]:
 
 
 def _load() -> Walks:
-    return Walks(*(importlib.import_module(f"{__name__}.{name}") for name in ("json_walk", "record_walk")))
+    return Walks(*(importlib.import_module(f"{__name__}.{name}") for name in _MODULES))
 
 
 def _say(load: Future[Walks]) -> None:

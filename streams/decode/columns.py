@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,6 +50,16 @@ class Column:
             checks.append(value.is_finite())
         return pl.all_horizontal(checks).fill_null(value=True) if checks else pl.lit(value=True)
 
+    def surely_valid(self, values: pl.Series) -> bool:
+        """Whether all of these keep the contract, as far as their ends tell."""
+        if self.dtype == pl.Float64 and not math.isfinite(values.sum()):  # of one that is not no sum is
+            return False
+        measured = values.str.len_bytes() if self.dtype == pl.String else values
+        least, most = measured.min(), measured.max()
+        if least is None or most is None:
+            return True
+        return all(limit in _BY_ENDS and _BY_ENDS[limit](least, most, bound) for limit, bound in self.limits)
+
 
 _CHECKS: dict[str, Any] = {
     "ge": lambda value, bound: value >= bound,
@@ -59,6 +70,16 @@ _CHECKS: dict[str, Any] = {
     "min_length": lambda value, bound: value.str.len_chars() >= bound,
     "max_length": lambda value, bound: value.str.len_chars() <= bound,
     "pattern": lambda value, bound: value.str.contains(bound),
+}
+
+# The same of all values by the least and the most of them; of a character there are one to four bytes.
+_BY_ENDS: dict[str, Any] = {
+    "ge": lambda least, _, bound: least >= bound,
+    "gt": lambda least, _, bound: least > bound,
+    "le": lambda _, most, bound: most <= bound,
+    "lt": lambda _, most, bound: most < bound,
+    "min_length": lambda least, _, bound: least > 4 * (bound - 1),
+    "max_length": lambda _, most, bound: most <= bound,
 }
 
 _DTYPES: dict[type[Type], pl.DataType] = {

@@ -24,6 +24,7 @@ from streams.decode.avro import AvroReader, Bodies, Writers
 from streams.decode.columns import Column, columns_of, into_columns, takes_unknown_fields
 from streams.decode.plain import PlainRecords
 from streams.decode.refused import Refused, content_type_of, refuse_rows
+from streams.keep import drop
 from streams.transport.frame import Frame
 
 MAX_RECORD_BYTES = 8 * 2**20
@@ -315,18 +316,22 @@ class Decoder:
             mask = table.select(bad.alias("bad")).to_series()
             decoded.refused += refuse_rows(frames, table.filter(mask), reason, rule, detail)
             table = table.filter(~mask)
-        return table.drop(OVERFLOW)
+        return drop(table, (OVERFLOW,))
 
     def _breaches(self, table: pl.DataFrame) -> list[tuple[Reason, str, str, pl.Expr]]:
         """What of the contract the rows break, as reason, rule, detail and the rows' condition."""
         breaches: list[tuple[Reason, str, str, pl.Expr]] = []
-        for name in table.get_column(OVERFLOW).drop_nulls().unique().sort():
+        overflow = table.get_column(OVERFLOW)
+        some = [] if overflow.null_count() == table.height else overflow.drop_nulls().unique().sort()
+        for name in some:
             detail = f"{name} does not fit 64 bits"
             breaches.append(("out_of_range", name, detail, (pl.col(OVERFLOW) == name).fill_null(value=False)))
         for column in self.columns:
             if not column.nullable and table.get_column(column.name).null_count():
                 detail = f"{column.name} is null"
                 breaches.append(("missing", column.name, detail, pl.col(column.name).is_null()))
+        if all(column.surely_valid(table.get_column(column.name)) for column in self.columns):
+            return breaches
         broken = table.select((~c.valid()).any().alias(c.name) for c in self.columns)
         for column in self.columns:
             if broken.get_column(column.name).any():

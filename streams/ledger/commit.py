@@ -204,7 +204,8 @@ class Ledger:
         self.refuse_switched()
         self._check_fence(advances)
         try:
-            self._append(version, rows.select(self.schema.names()), said, metadata)
+            names = self.schema.names()
+            self._append(version, rows if rows.columns == names else rows.select(names), said, metadata)
         except (FileExistsError, CommitFailedError) as error:
             self._look_again(error)
             self._check_fence(advances)

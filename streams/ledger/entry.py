@@ -49,13 +49,12 @@ def add(file: Path, rows: pl.DataFrame, *, is_new: bool = True) -> Action:
         is_new: they are in no version before.
     """
     now_ms = int(time.time() * 1000)
-    stated = STATED if rows.height else ()
-    ends = rows.select(stated).select(pl.all().min().name.prefix("min"), pl.all().max().name.prefix("max"))
+    stated = [rows.get_column(name) for name in STATED] if rows.height else []
     statistics = {
         "numRecords": rows.height,
-        "minValues": {c: ends.item(0, f"min{c}") for c in stated},
-        "maxValues": {c: ends.item(0, f"max{c}") for c in stated},
-        "nullCount": dict.fromkeys(stated, 0),
+        "minValues": {column.name: column.min() for column in stated},
+        "maxValues": {column.name: column.max() for column in stated},
+        "nullCount": {column.name: 0 for column in stated},
     }
     return {
         "add": {

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 Exact = tuple[float, ...]
 Floats = NDArray[np.float64]
 
-# Beyond it a square would overflow, below its inverse vanish: no measurement is there.
 LARGEST = 2.0**500
-_SMALLEST = 2.0**-400
+"""Beyond it a square would overflow: no measurement is there."""
+SMALLEST = 2.0**-400
+"""Below it a square would vanish: it counts as 0."""
 # Splits a float of 53 bits into two of 26 (Dekker, 1971).
 _SPLITTER = 2.0**27 + 1
 
@@ -40,6 +41,19 @@ def exact_whole(total: int) -> Exact:
         top = float(total)
         found.append(top)
         total -= int(top)
+    return tuple(found)
+
+
+def exact_parts(parts: NDArray[np.int64], bits: int, below: int) -> Exact:
+    """The same list of the sum of parts (N,), each times 2^(bits * its number - below)."""
+    total = sum(int(parts[number]) << bits * number for number in np.flatnonzero(parts).tolist())
+    found: list[float] = []
+    while total:
+        # Python rounds a quotient of whole numbers once.
+        top = total / (1 << below)
+        found.append(top)
+        above, over = top.as_integer_ratio()
+        total -= above * ((1 << below) // over)
     return tuple(found)
 
 
@@ -74,7 +88,7 @@ def squares(values: Floats) -> tuple[Floats, Floats]:
 
     Values whose square is next to nothing count as 0.
     """
-    if (small := np.abs(values) < _SMALLEST).any():
+    if (small := np.abs(values) < SMALLEST).any():
         values = np.where(small, 0.0, values)
     split = _SPLITTER * values
     high = split - (split - values)
