@@ -417,6 +417,15 @@ def test_a_corrupt_batch_stops_reading_before_it_and_never_hands_it_over() -> No
         read_frame(records_of(bytes(bad), 2), topic="t", partition=0)
 
 
+def test_a_bit_that_is_wrong_anywhere_behind_the_checksum_is_noticed() -> None:
+    whole = batch_of(0, [b"a", b"b"])
+    for at in range(21, len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises(CorruptRecordException):
+            read_frame(records_of(bytes(damaged), 0), topic="t", partition=0)
+
+
 def test_a_frame_can_be_cut_to_what_is_not_yet_in() -> None:
     frame = read_frame(
         records_of(batch_of(10, [b"a", b"b"]) + batch_of(12, [b"c", b"dd"]), 10), topic="t", partition=0

@@ -20,6 +20,7 @@ from streams.transport.inflate import (
     TooLarge,
     count_of,
     is_dense,
+    is_intact,
     payload_of,
     plain,
 )
@@ -264,7 +265,7 @@ def _data_batches(records: PartitionRecords) -> Iterator[tuple[Any, memoryview]]
     assert isinstance(memory, Batches)
     while memory.has_next():
         batch = memory.next_batch()
-        if records._check_crcs and not batch.validate_crc():
+        if records._check_crcs and not is_intact(batch, memory.raw):
             raise CorruptRecordException(f"invalid CRC in {records._tp} at {batch.base_offset}")
         if _is_hidden(records, batch):
             records.next_fetch_offset = batch.next_offset

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiokafka.consumer.fetcher
 import cramjam
+import google_crc32c
 from aiokafka import codec
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import _MemoryRecordsPy
@@ -21,9 +22,10 @@ MAX_BATCH_BYTES = 64 * 2**20
 """Far beyond any client's own batches, and what a worker can bear."""
 
 _HEADER_BYTES = 61
-_ATTRIBUTES_AT = 21
+_MAGIC_AT, _CRC_AT, _ATTRIBUTES_AT = 16, 17, 21
 _LAST_OFFSET_AT = 23
 _COUNT_AT = 57
+_CHECKED_BY_CRC32C = 2
 _CODECS = 0b111
 _GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
 _XERIAL_HEADER_BYTES = 16
@@ -50,6 +52,18 @@ class Batches(_MemoryRecordsPy):  # type: ignore[misc]  # final to type checkers
 
 # What the fetcher makes of a response. Other consumers in this process get the same batches.
 aiokafka.consumer.fetcher.MemoryRecords = Batches  # type: ignore[attr-defined]
+
+
+def is_intact(batch: Any, raw: memoryview) -> bool:
+    """Whether the batch's checksum is that of its bytes.
+
+    aiokafka's own goes over a gigabyte and a half a second; the processor has an instruction for it, which does
+    twenty.
+    """
+    if raw[_MAGIC_AT] < _CHECKED_BY_CRC32C or google_crc32c.implementation != "c":
+        return batch.validate_crc()
+    (said,) = struct.unpack_from(">I", raw, _CRC_AT)
+    return google_crc32c.value(bytes(raw[_ATTRIBUTES_AT:])) == said
 
 
 def is_dense(raw: memoryview) -> bool:
