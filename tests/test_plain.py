@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,8 +37,8 @@ def dirty() -> Iterator[None]:
     """Memory as a worker has it after a while: what is not written is not 0."""
     clean = plain._Found.room
 
-    def room(columns: int, values: pl.Series) -> plain._Found:
-        found = clean(columns, values)
+    def room(columns: int, records: int) -> plain._Found:
+        found = clean(columns, records)
         for each in (found.wholes, found.reals, found.starts, found.lengths, found.states, found.alike):
             each.view(np.uint8).fill(0xB7)
         return found
@@ -287,6 +286,12 @@ def test_a_key_that_goes_on_in_the_next_record_is_none() -> None:
     good = json.dumps(GOOD, separators=(",", ":")).encode()
     for cut in range(len(good)):
         assert_alike([good[:cut], good[cut:], good])
+
+
+def test_records_none_of_which_is_text_are_all_left_to_msgspec() -> None:
+    bad = json.dumps(GOOD).encode().replace(b"a1", b"\xff\xfe")
+    assert PlainRecords(columns_of(Reading)).read(column([bad] * FEWEST)) is None
+    assert_alike([bad] * FEWEST)
 
 
 def test_where_nothing_can_be_compiled_all_is_read_one_by_one() -> None:

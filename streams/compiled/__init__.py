@@ -19,7 +19,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
-_MODULES = ("json_walk", "record_walk", "key_walk", "account_walk")
+_MODULES = ("json_walk", "record_walk", "cut_walk", "key_walk", "account_walk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Walks:
 
     json: ModuleType
     records: ModuleType
+    cut: ModuleType
     keys: ModuleType
     accounts: ModuleType
 

@@ -48,6 +48,18 @@ def _lowest_bit(_: Any, _of: types.Type) -> Any:
     return types.int64(types.uint64), count
 
 
+def _put_word(_: Any, _address: types.Type, _value: types.Type) -> Any:
+    """Eight bytes, the lowest one first."""
+
+    def store(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        builder.store(arguments[1], pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.uint64), store
+
+
 byte = cast("Callable[[int], int]", intrinsic(_byte))
 word = cast("Callable[[int], np.uint64]", intrinsic(_word))
 lowest_bit = cast("Callable[[np.uint64], int]", intrinsic(_lowest_bit))
+put_word = cast("Callable[[int, np.uint64], None]", intrinsic(_put_word))

@@ -129,6 +129,7 @@ def _characters(at: int, end: int) -> int:
     types.void(
         _BYTES,
         _PLACES,
+        _PLACES,
         types.int64,
         types.uint64[:, ::1],
         types.uint64[:, ::1],
@@ -151,6 +152,7 @@ def _characters(at: int, end: int) -> int:
 )
 def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on to nobody
     content: np.ndarray,
+    begins: np.ndarray,
     ends: np.ndarray,
     first: int,
     words: np.ndarray,
@@ -173,9 +175,9 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
     """Read M records of C columns, as rows from `first` on of N.
 
     Args:
-        content: uint8, the records one behind the other, and behind them as many zeros as the longest key has
-            bytes, and 16 more.
-        ends: int64 (M,), where in `content` each record ends.
+        content: uint8, in which the records stand, and behind the last one as many bytes as the longest key
+            has, and 16 more.
+        begins: int64 (M,), where in `content` each record begins, and where it `ends` (M,).
         words: uint64 (C, W), each key with its quotes, filled up with zeros; `masks` has ones where it is,
             and `sizes` (C,) its bytes.
         kinds: uint8 (C,).
@@ -185,7 +187,7 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
         real_bounds: float64 (2, C), the same of a number. A FAR one is not held to them.
         follows: int64 (C + 1,), which column came behind each, and first; learned as it goes.
         wholes: int64 (·, N) and `reals` float64 (·, N): numbers, and 1 for true.
-        starts: int64 (C, N), where in its record a text, or that of a FAR number, begins, and its `lengths`;
+        starts: int64 (C, N), where in `content` a text, or that of a FAR number, begins, and its `lengths`;
             of a value that is not there both are 0.
         states: uint8 (C, N) NULL, HERE, ABSENT or FAR; `seen` (C,) has which of them there are.
         alike: bool (N,), whether the record could be read. Others are null throughout, and not in `seen`.
@@ -193,10 +195,8 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
     columns, width = len(kinds), words.shape[1]
     base = _signed(content.ctypes.data)
     key_words, key_masks = _signed(words.ctypes.data), _signed(masks.ctypes.data)
-    end = base
-    for number in range(len(ends)):
-        row = first + number
-        at, begin, end = end, end, base + ends[number]
+    for number in range(len(begins)):
+        row, at, end = first + number, base + begins[number], base + ends[number]
         had, before, is_alike = 0, columns, False
         at = _behind_blanks(at, end)
         is_open = at < end and byte(at) == 0x7B
@@ -232,15 +232,15 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
             elif kind == TEXT:
                 if letter != 0x22:
                     break
-                begins = at + 1
-                at = _quote(begins, end)
-                size, least, most = at - begins, bounds[0, column], bounds[1, column]
+                text = at + 1
+                at = _quote(text, end)
+                size, least, most = at - text, bounds[0, column], bounds[1, column]
                 # A character has four bytes at most.
                 if at >= end or size < least:
                     break
-                if (size > most or size >> 2 < least) and not least <= _characters(begins, at) <= most:
+                if (size > most or size >> 2 < least) and not least <= _characters(text, at) <= most:
                     break
-                starts[column, row], lengths[column, row] = begins - begin, size
+                starts[column, row], lengths[column, row] = text - base, size
                 at += 1
             elif kind == TRUTH:
                 if at + 4 <= end and word(at) & _FOUR == _TRUE:
@@ -250,7 +250,7 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
                 else:
                     break
             else:
-                is_negative, begins = letter == 0x2D, at
+                is_negative, text = letter == 0x2D, at
                 at, digits, places, is_all = _number(at, end)
                 # -0 is a whole number without a sign to msgspec.
                 if at == 0 or (is_negative and digits == 0 and places <= 0):
@@ -269,7 +269,7 @@ def walk(  # noqa: PLR0912, PLR0915  # one walk, in which an array is handed on 
                         break
                     reals[slot, row] = real
                 else:
-                    starts[column, row], lengths[column, row], state = begins - begin, at - begins, FAR
+                    starts[column, row], lengths[column, row], state = text - base, at - text, FAR
             states[column, row] = state
             seen[column] |= state
             at = _behind_blanks(at, end)

@@ -8,15 +8,16 @@ does not take, or what breaks a bound, is msgspec's to read, and to say what is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 import polars as pl
 
-from streams.compiled import walks
+from streams.compiled import Walks, walks
+from streams.cut import texts
 from streams.decode.columns import Column
+from streams.keep import keep
 
 MOST_COLUMNS = 63
 """Of a contract: what a record has is noted in the bits of one number."""
@@ -26,6 +27,7 @@ _AT_LEAST = 0.5
 """Of the records must be plain, or the next batches are not tried."""
 _REST = 16
 _AT_A_TIME = 16_384
+_NO_TEXT = pl.Series([], dtype=pl.String)
 
 _FARTHEST = 2**63 - 1
 _GREATEST = float(np.finfo(np.float64).max)
@@ -65,7 +67,7 @@ class PlainRecords:
         if (compiled := walks(ask=True)) is None:
             return None
         if self._layout is None:
-            self._layout = _Layout(self._columns, compiled.json)
+            self._layout = _Layout(self._columns, compiled)
         rows, alike = self._layout.read(values)
         if rows.height < _AT_LEAST * len(values):
             self._resting = _REST
@@ -77,7 +79,6 @@ class PlainRecords:
 class _Found:
     """What the walk found in these records, as it says it."""
 
-    values: pl.Series
     wholes: np.ndarray
     reals: np.ndarray
     starts: np.ndarray
@@ -85,13 +86,12 @@ class _Found:
     states: np.ndarray
     seen: np.ndarray
     alike: np.ndarray
+    texts: dict[int, list[pl.Series]] = field(default_factory=dict)
 
     @classmethod
-    def room(cls, columns: int, values: pl.Series) -> _Found:
-        records = len(values)
+    def room(cls, columns: int, records: int) -> _Found:
         shape = (columns, records)
         return cls(
-            values=values,
             wholes=np.empty(shape, np.int64),
             reals=np.empty(shape),
             starts=np.empty(shape, np.int64),
@@ -101,28 +101,21 @@ class _Found:
             alike=np.empty(records, np.bool_),
         )
 
-    def texts(self, column: int, where: np.ndarray | None = None) -> pl.Expr:
-        """What was written there, of all or some."""
-        values, start, length = self.values, self.starts[column], self.lengths[column]
-        if where is not None:
-            values, start, length = values.filter(pl.Series(where)), start[where], length[where]
-        return pl.lit(values).bin.slice(pl.lit(pl.Series(start)), pl.lit(pl.Series(length))).cast(pl.String)
-
 
 class _Layout:
     """A contract's columns as the walk wants to have them."""
 
-    def __init__(self, columns: Sequence[Column], walk: ModuleType) -> None:
-        self._walk, self._columns = walk, columns
+    def __init__(self, columns: Sequence[Column], compiled: Walks) -> None:
+        self._compiled, self._walk, self._columns = compiled, compiled.json, columns
         kinds = {
-            pl.Int64(): walk.WHOLE,
-            pl.Float64(): walk.REAL,
-            pl.Boolean(): walk.TRUTH,
-            pl.String(): walk.TEXT,
+            pl.Int64(): self._walk.WHOLE,
+            pl.Float64(): self._walk.REAL,
+            pl.Boolean(): self._walk.TRUTH,
+            pl.String(): self._walk.TEXT,
         }
         self._kinds = np.array([kinds[column.dtype] for column in columns], np.uint8)
         # Real numbers have their own place in one array; whole ones and truths in another.
-        is_real = self._kinds == walk.REAL
+        is_real = self._kinds == self._walk.REAL
         self._slots = np.where(is_real, is_real.cumsum(), (~is_real).cumsum()) - 1
         self._may_lack = np.array([[c.nullable for c in columns], [not c.required for c in columns]])
         limits = [_limits(column) for column in columns]
@@ -148,57 +141,66 @@ class _Layout:
             return rows, text.scatter(text.arg_true(), alike)
 
     def _read(self, values: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
-        found = _Found.room(len(self._columns), values)
-        self._look(found)
+        found = _Found.room(len(self._columns), len(values))
+        # Some thousand at a time: they are in the processor's cache while they are walked and cut.
+        for at in range(0, len(values), _AT_A_TIME):
+            self._look(values[at : at + _AT_A_TIME], at, found)
         rows = pl.select(self._column(found, number) for number in range(len(self._columns)))
         alike = pl.Series(found.alike)
-        return (rows if alike.all() else rows.filter(alike)), alike
+        return (rows if alike.all() else keep(rows, alike)), alike
 
-    def _look(self, found: _Found) -> None:
-        """Walk over the records, some thousand at a time: they stay in the processor's cache."""
-        count = len(found.values)
-        ends = np.zeros(count + 1, np.int64)
-        np.cumsum(found.values.bin.size().to_numpy(), out=ends[1:])
-        for at in range(0, count, _AT_A_TIME):
-            to = min(at + _AT_A_TIME, count)
-            # Behind the last record the walk may look.
-            padded = pl.concat([found.values[at:to], self._padding])
-            self._walk.walk(
-                padded.cast(pl.List(pl.UInt8)).explode(empty_as_null=False).to_numpy(),
-                ends[at + 1 : to + 1] - ends[at],
-                at,
-                self._words,
-                self._masks,
-                self._sizes,
-                self._kinds,
-                self._slots,
-                self._may_lack,
-                self._bounds,
-                self._real_bounds,
-                self._follows,
-                found.wholes,
-                found.reals,
-                found.starts,
-                found.lengths,
-                found.states,
-                found.seen,
-                found.alike,
+    def _look(self, values: pl.Series, first: int, found: _Found) -> None:
+        """Walk over records, which are rows from `first` on, and cut out what is written."""
+        sizes = values.bin.size().to_numpy().astype(np.int64)
+        ends = sizes.cumsum()
+        # Behind the last record the walk may look.
+        padded = pl.concat([values, self._padding])
+        content = padded.cast(pl.List(pl.UInt8)).explode(empty_as_null=False).to_numpy()
+        self._compiled.json.walk(
+            content,
+            ends - sizes,
+            ends,
+            first,
+            self._words,
+            self._masks,
+            self._sizes,
+            self._kinds,
+            self._slots,
+            self._may_lack,
+            self._bounds,
+            self._real_bounds,
+            self._follows,
+            found.wholes,
+            found.reals,
+            found.starts,
+            found.lengths,
+            found.states,
+            found.seen,
+            found.alike,
+        )
+
+        def written(number: int, where: np.ndarray | slice) -> pl.Series:
+            return texts(
+                content, found.starts[number, where], found.lengths[number, where], self._compiled.cut
             )
+
+        own = slice(first, first + len(values))
+        for number in np.flatnonzero(self._kinds == self._walk.TEXT).tolist():
+            found.texts.setdefault(number, []).append(written(number, own))
+        for number in np.flatnonzero(found.seen & self._walk.FAR).tolist():
+            far = first + np.flatnonzero(found.states[number, own] == self._walk.FAR)
+            read = written(number, far).cast(pl.Float64).to_numpy()
+            least, most = self._real_bounds[:, number]
+            found.reals[self._slots[number], far] = read
+            found.alike[far] &= (read >= least) & (read <= most)
 
     def _column(self, found: _Found, number: int) -> pl.Expr:
         column, slot, seen = self._columns[number], self._slots[number], found.seen[number]
         states = found.states[number]
         if column.dtype == pl.String():
-            read = found.texts(number)
+            read = pl.lit(pl.concat([_NO_TEXT, *found.texts.get(number, ())], rechunk=True))
         elif column.dtype == pl.Float64():
-            reals = found.reals[slot]
-            if seen & self._walk.FAR:
-                far = states == self._walk.FAR
-                written = pl.select(found.texts(number, far).cast(pl.Float64)).to_series().to_numpy()
-                least, most = self._real_bounds[:, number]
-                reals[far] = written
-                found.alike[far] &= (written >= least) & (written <= most)
-            read = pl.lit(pl.Series(reals))
+            read = pl.lit(pl.Series(found.reals[slot]))
         else:
             wholes = pl.lit(pl.Series(found.wholes[slot]))
             read = wholes == 1 if column.dtype == pl.Boolean() else wholes

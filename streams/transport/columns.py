@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from streams.compiled import walks
+from streams.cut import BEHIND, binaries
 
 LEAST_RECORDS = 64
 """Of a batch that is worth it: what is looked at of each batch costs as much as to walk so many."""
@@ -54,22 +55,17 @@ def read_columns(payloads: Sequence[Payload]) -> tuple[pl.Series, pl.Series] | N
     if (compiled := walks(ask=False)) is None:
         return None
     counts = np.array([each.records for each in payloads], np.int64)
-    content = b"".join(each.content for each in payloads)
+    content = b"".join([*(each.content for each in payloads), bytes(BEHIND)])
     ends = np.cumsum([len(each.content) for each in payloads], dtype=np.int64)
     if counts.sum() > len(content):  # room is made for as many as a batch says that it has
         raise Mixed("fewer bytes than records")
     found = np.empty((4, counts.sum()), np.int64)
-    if not compiled.records.walk(np.frombuffer(content, np.uint8), counts, ends, found):
+    whole = np.frombuffer(content, np.uint8)
+    if not compiled.records.walk(whole, counts, ends, found):
         raise Mixed("records with headers, or none at all")
-    whole = pl.Series([content], dtype=pl.Binary)
-    both = pl.select(keys=_cut(whole, found[0], found[1]), values=_cut(whole, found[2], found[3]))
-    return both.get_column("keys"), both.get_column("values")
-
-
-def _cut(whole: pl.Series, begins: np.ndarray, sizes: np.ndarray) -> pl.Expr:
-    """The bytes that begin there; null where their size is negative."""
-    cut = pl.lit(whole).bin.slice(pl.lit(pl.Series(begins)), pl.lit(pl.Series(np.maximum(sizes, 0))))
-    return cut if (sizes >= 0).all() else pl.when(pl.lit(pl.Series(sizes >= 0))).then(cut)
+    return binaries(whole, found[0], found[1], compiled.cut), binaries(
+        whole, found[2], found[3], compiled.cut
+    )
 
 
 # Not by aiokafka's `decode_varint`, which reads on behind the end of what it is given.

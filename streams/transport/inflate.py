@@ -57,8 +57,7 @@ aiokafka.consumer.fetcher.MemoryRecords = Batches  # type: ignore[attr-defined]
 def is_intact(batch: Any, raw: memoryview) -> bool:
     """Whether the batch's checksum is that of its bytes.
 
-    aiokafka's own goes over a gigabyte and a half a second; the processor has an instruction for it, which does
-    twenty.
+    aiokafka's own goes over 1.5 GB a second, the processor's own instruction over 20.
     """
     if raw[_MAGIC_AT] < _CHECKED_BY_CRC32C or google_crc32c.implementation != "c":
         return batch.validate_crc()

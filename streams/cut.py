@@ -1,0 +1,51 @@
+"""Columns of pieces of bytes, cut out by a compiled walk: a third of what slices by Polars cost, or less."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import nanoarrow
+import numpy as np
+import polars as pl
+
+BEHIND = 8
+"""Bytes of any kind that must stand behind the last piece."""
+
+
+def binaries(content: np.ndarray, begins: np.ndarray, sizes: np.ndarray, walk: ModuleType) -> pl.Series:
+    """Binary (N,): what begins there in `content`, uint8, so many bytes of it; null where that is negative.
+
+    Args:
+        walk: `compiled.cut_walk`.
+    """
+    pieces, offsets, _ = _cut(content, begins, sizes, walk)
+    cut = _column(nanoarrow.large_binary(), pieces, offsets)
+    if (sizes >= 0).all():
+        return cut
+    return pl.select(pl.when(pl.lit(pl.Series(sizes >= 0))).then(pl.lit(cut))).to_series()
+
+
+def texts(content: np.ndarray, begins: np.ndarray, sizes: np.ndarray, walk: ModuleType) -> pl.Series:
+    """String (N,): the same of texts, none of which is null.
+
+    Raises:
+        PolarsError: one of them is no UTF-8.
+    """
+    pieces, offsets, is_ascii = _cut(content, begins, sizes, walk)
+    if is_ascii:
+        return _column(nanoarrow.large_string(), pieces, offsets)
+    return _column(nanoarrow.large_binary(), pieces, offsets).cast(pl.String)
+
+
+def _cut(
+    content: np.ndarray, begins: np.ndarray, sizes: np.ndarray, walk: ModuleType
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    pieces = np.empty(int(sizes.sum(where=sizes > 0)) + BEHIND, np.uint8)
+    offsets = np.empty(len(begins) + 1, np.int64)
+    is_ascii = walk.cut(content, begins, sizes, pieces, offsets)
+    return pieces, offsets, is_ascii
+
+
+def _column(kind: nanoarrow.Schema, pieces: np.ndarray, offsets: np.ndarray) -> pl.Series:
+    """Handed over as they are: nothing is copied, and nothing is looked at."""
+    return pl.Series(nanoarrow.c_array_from_buffers(kind, len(offsets) - 1, [None, offsets, pieces]))

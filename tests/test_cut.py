@@ -1,0 +1,76 @@
+"""Pieces of bytes become columns: the same as Python's slices of them."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams import compiled
+from streams.cut import BEHIND, binaries, texts
+
+# Beside what one word holds, and what a view of Arrow's holds by itself (12).
+PIECES = st.lists(st.none() | st.binary(max_size=40) | st.sampled_from([b"", b"x" * 8, b"y" * 12, b"z" * 13]))
+
+
+def laid_out(
+    pieces: list[bytes | None], gap: bytes = b"\xffgap"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Content in which the pieces stand with something between, where each begins, and its bytes."""
+    begins, sizes, content = [], [], bytearray()
+    for piece in pieces:
+        content += gap
+        begins.append(len(content))
+        sizes.append(-1 if piece is None else len(piece))
+        content += piece or b""
+    whole = np.frombuffer(bytes(content) + b"\xee" * BEHIND, np.uint8)
+    return whole, np.array(begins, np.int64), np.array(sizes, np.int64)
+
+
+@given(pieces=PIECES)
+@settings(deadline=None)
+def test_pieces_come_as_they_stand_there(pieces: list[bytes | None]) -> None:
+    walk = compiled.loading().result().cut
+    found = binaries(*laid_out(pieces), walk)
+    assert (found.dtype, found.to_list()) == (pl.Binary, pieces)
+
+
+@given(pieces=st.lists(st.text(max_size=20)))
+@settings(deadline=None)
+def test_texts_come_as_they_stand_there(pieces: list[str]) -> None:
+    walk = compiled.loading().result().cut
+    found = texts(*laid_out([piece.encode() for piece in pieces]), walk)
+    assert (found.dtype, found.to_list()) == (pl.String, pieces)
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"abcdefgh\xc3", b"\xed\xa0\x80", b"0123456789abcde\x80"])
+def test_what_is_no_text_is_noticed_wherever_it_stands(bad: bytes) -> None:
+    walk = compiled.loading().result().cut
+    for pieces in ([bad], [b"good", bad], [bad, b"good"], [b"good" * 5, bad, b"\xc3\xa9"]):
+        with pytest.raises(pl.exceptions.PolarsError):
+            texts(*laid_out(pieces), walk)
+
+
+def test_bytes_between_the_pieces_are_none_of_their_text() -> None:
+    walk = compiled.loading().result().cut
+    assert texts(*laid_out([b"abc", b"defghijklmnop"], gap=b"\xff\xfe"), walk).to_list() == [
+        "abc",
+        "defghijklmnop",
+    ]
+
+
+def test_columns_outlive_what_they_were_cut_from() -> None:
+    walk = compiled.loading().result().cut
+    pieces = [f"piece-{number:020d}".encode() for number in range(5_000)]
+    kept = []
+    for _ in range(20):
+        found = binaries(*laid_out(list(pieces)), walk)
+        kept.append(found.slice(100, 50))
+        del found
+        gc.collect()
+        np.full(1_000_000, 0xAB, np.uint8)
+    assert all(each.to_list() == pieces[100:150] for each in kept)
