@@ -1,4 +1,4 @@
-"""Loops over bytes and numbers, compiled by numba: they run at the processor's own speed, and beside Python's lock.
+"""Loops over bytes and numbers, compiled by numba: at the processor's own speed, beside Python's lock.
 
 They are loaded when a worker first gets many records at once, in a thread, while those are read in another
 way: it takes half a second of the processor, and some seconds more the first time on a machine. numba keeps
