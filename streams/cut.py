@@ -8,14 +8,12 @@ import nanoarrow
 import numpy as np
 import polars as pl
 
-BEHIND = 8
-"""Bytes of any kind that must stand behind the last piece."""
-
 
 def binaries(content: np.ndarray, begins: np.ndarray, sizes: np.ndarray, walk: ModuleType) -> pl.Series:
     """Binary (N,): what begins there in `content`, uint8, so many bytes of it; null where that is negative.
 
     Args:
+        content: behind the last piece stand `walk.WORD` bytes of any kind.
         walk: `compiled.cut_walk`.
     """
     pieces, offsets, _ = _cut(content, begins, sizes, walk)
@@ -40,7 +38,7 @@ def texts(content: np.ndarray, begins: np.ndarray, sizes: np.ndarray, walk: Modu
 def _cut(
     content: np.ndarray, begins: np.ndarray, sizes: np.ndarray, walk: ModuleType
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    pieces = np.empty(int(sizes.sum(where=sizes > 0)) + BEHIND, np.uint8)
+    pieces = np.empty(int(sizes.sum(where=sizes > 0)) + walk.WORD, np.uint8)
     offsets = np.empty(len(begins) + 1, np.int64)
     is_ascii = walk.cut(content, begins, sizes, pieces, offsets)
     return pieces, offsets, is_ascii

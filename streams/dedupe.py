@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 
 import numpy as np
@@ -91,7 +92,7 @@ class Seen:
         return none.and_those(*(_Rows.of(rows, self.key) for rows in read))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Rows:
     """Of rows (N,) their keys, these keys' hashes, uint64, and their event times."""
 
@@ -107,7 +108,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.keys)
 
-    @property
+    @cached_property
     def newest_ms(self) -> int:
         return int(self.times_ms.max(initial=_EVER_MS))
 

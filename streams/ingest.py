@@ -256,21 +256,15 @@ class Ingest:
 
     def _late(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Tag rows whose window had closed when they came: kept, and announced as an amendment."""
-        if self.pipeline_watermark_ms is None:
+        mark_ms, is_late = self.pipeline_watermark_ms, self.pipeline.window.is_late
+        if mark_ms is None or rows.is_empty():
             return rows
-        late = self._is_late(rows.get_column("_time"), self.pipeline_watermark_ms)
-        if not late.any():
+        earliest = pl.lit(rows.get_column("_time").min(), dtype=pl.Int64)
+        if not pl.select(is_late(earliest, mark_ms)).item():
             return rows  # nearly always; making lists anew is slow
-        tagged = pl.when(late).then(pl.concat_list("_tags", pl.lit(LATE))).otherwise(pl.col("_tags"))
-        return rows.with_columns(_tags=tagged)
-
-    def _is_late(self, times_ms: pl.Series, watermark_ms: int) -> pl.Series:
-        """Whether each comes late at that watermark; one value for all where the earliest does not."""
-        earliest = times_ms.min()
-        is_late = self.pipeline.window.is_late
-        if earliest is None or not pl.select(is_late(pl.lit(earliest), watermark_ms)).item():
-            return pl.Series([False])
-        return pl.select(is_late(pl.lit(times_ms), watermark_ms)).to_series()
+        with_it = pl.concat_list("_tags", pl.lit(LATE))
+        late = is_late(pl.col("_time"), mark_ms)
+        return rows.with_columns(_tags=pl.when(late).then(with_it).otherwise(pl.col("_tags")))
 
     def _advance_watermarks(
         self, sifted: Sifted, rows: pl.DataFrame, prepared: Prepared, now_ms: int | None

@@ -113,10 +113,10 @@ def _surely_timed(source: Source, rows: pl.DataFrame, now: Now) -> bool:
     times_ms = rows.get_column("_time")
     if times_ms.null_count() or rows.get_column(source.key).null_count():
         return False
-    earliest_ms: Any = times_ms.min()
-    latest_ms: Any = times_ms.max()
     if rows.is_empty():
         return True
+    earliest_ms: Any = times_ms.min()
+    latest_ms: Any = times_ms.max()
     return earliest_ms >= -_FARTHEST_MS and latest_ms <= min(_FARTHEST_MS, now.earliest_ms + source.future_ms)
 
 

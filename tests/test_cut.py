@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams import compiled
-from streams.cut import BEHIND, binaries, texts
+from streams.cut import binaries, texts
 
 # Beside what one word holds, and what a view of Arrow's holds by itself (12).
 PIECES = st.lists(st.none() | st.binary(max_size=40) | st.sampled_from([b"", b"x" * 8, b"y" * 12, b"z" * 13]))
@@ -27,7 +27,7 @@ def laid_out(
         begins.append(len(content))
         sizes.append(-1 if piece is None else len(piece))
         content += piece or b""
-    whole = np.frombuffer(bytes(content) + b"\xee" * BEHIND, np.uint8)
+    whole = np.frombuffer(bytes(content) + b"\xee" * compiled.loading().result().cut.WORD, np.uint8)
     return whole, np.array(begins, np.int64), np.array(sizes, np.int64)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, types
 
 from streams.compiled.at_address import HOW
+from streams.summary.numbers import HALF_BITS
 
 MOST_PANES = 512
 """Of one walk."""
@@ -17,8 +18,6 @@ PART_BITS = 32
 """Bits of a sum's part: a sum is that of its parts, each times 2^(32 * number - `BELOW`)."""
 BELOW, SQUARES_BELOW = 1074, 2148
 SUM_PARTS, SQUARES_PARTS = 54, 104
-HALF_BITS = 21
-"""A whole number is squared in halves of so many bits."""
 
 _U = np.uint64
 _signed: Any = np.int64

@@ -17,11 +17,17 @@ _signed: Any = np.int64
 _MOST_STEPS = 32
 
 
+@njit(**HOW)
+def _bits(each: np.uint64) -> np.uint64:
+    """A hash's two bits in its word."""
+    return (_ONE << (each & _LOW)) | (_ONE << ((each >> _SIX) & _LOW))
+
+
 @njit(types.void(_HASHES, types.uint64[::1], types.int64), **HOW)
 def put(hashes: np.ndarray, words: np.ndarray, shift: int) -> None:
     """Note hashes (N,) in a sieve's `words`; see `streams.dedupe.Sieve`."""
     for each in hashes:
-        words[each >> _U(shift)] |= (_ONE << (each & _LOW)) | (_ONE << ((each >> _SIX) & _LOW))
+        words[each >> _U(shift)] |= _bits(each)
 
 
 @njit(types.void(_HASHES, types.uint64[::1], types.int64, types.boolean[::1]), **HOW)
@@ -29,7 +35,7 @@ def may_hold(hashes: np.ndarray, words: np.ndarray, shift: int, found: np.ndarra
     """Mark in `found` (N,) the hashes that may have been put."""
     for number in range(len(hashes)):
         each = hashes[number]
-        bits = (_ONE << (each & _LOW)) | (_ONE << ((each >> _SIX) & _LOW))
+        bits = _bits(each)
         found[number] = words[each >> _U(shift)] & bits == bits
 
 

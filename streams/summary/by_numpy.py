@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from streams.summary.account import Account, Sums
-from streams.summary.exact import LARGEST, exact, exact_whole, group_sums, squares
-from streams.summary.numbers import HALF_BITS, are_whole, counted, reals_of
+from streams.summary.exact import LARGEST, Floats, exact, exact_whole, group_sums, squares
+from streams.summary.numbers import HALF_BITS, SumsOf, sums_by_pane
 from streams.window import Pane
 
 
@@ -44,10 +43,13 @@ def accounts(rows: pl.DataFrame, start: pl.Expr, key: pl.Expr | None) -> dict[Pa
         starts = of_pane.searchsorted(np.arange(panes.height, dtype=of_pane.dtype))
     if key is None:
         panes = panes.with_columns(_key=pl.lit(""))
-    columns: list[dict[str, Sums]] = [{} for _ in range(panes.height)]
-    for column in counted(rows):
-        for pane, sums in _column(column, order, starts):
-            columns[pane][column.name] = sums
+    # In `order` the rows of a pane stand together, from one of `starts` to the next; None: they do already.
+    columns = sums_by_pane(
+        rows,
+        panes.height,
+        wholes=lambda values: _wholes(values, order, starts),
+        reals=lambda values: _reals(values, order, starts),
+    )
     tags = _tags(framed)
     found: dict[Pane, Account] = {}
     for number, start_ms, of_key, count, first_ms, last_ms in panes.select(
@@ -79,17 +81,7 @@ def _tags(framed: pl.DataFrame) -> dict[Pane, dict[str, int]]:
     return found
 
 
-def _column(column: pl.Series, order: Any, starts: Any) -> Iterable[tuple[int, Sums]]:
-    """Sums of one column by the number of the pane, for panes that have a value.
-
-    In `order` the rows of a pane stand together, from one of `starts` to the next; None: they do already.
-    """
-    if are_whole(column):
-        return _whole_column(column.cast(pl.Int64).to_numpy(), order, starts)
-    return _real_column(column, order, starts)
-
-
-def _whole_column(values: Any, order: Any, starts: Any) -> Iterable[tuple[int, Sums]]:
+def _wholes(values: Any, order: Any, starts: Any) -> SumsOf:
     """Whole numbers, by whole numbers: a time or a count needs no floats to be exact."""
     if order is not None:
         values = values[order]
@@ -119,8 +111,7 @@ def _whole_column(values: Any, order: Any, starts: Any) -> Iterable[tuple[int, S
 _BLOCK = 8_192
 
 
-def _real_column(column: pl.Series, order: Any, starts: Any) -> Iterable[tuple[int, Sums]]:
-    values = reals_of(column)
+def _reals(values: Floats, order: Any, starts: Any) -> SumsOf:
     if order is not None:
         values = values[order]
     panes = len(starts)

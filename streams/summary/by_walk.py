@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from types import ModuleType
 
 import numpy as np
@@ -11,7 +10,7 @@ import polars as pl
 
 from streams.summary.account import Account, Sums
 from streams.summary.exact import LARGEST, SMALLEST, exact_parts, exact_whole
-from streams.summary.numbers import HALF_BITS, are_whole, counted, reals_of
+from streams.summary.numbers import HALF_BITS, SumsOf, sums_by_pane
 from streams.window import Pane
 
 
@@ -28,12 +27,12 @@ def accounts(rows: pl.DataFrame, start: pl.Expr, walk: ModuleType) -> dict[Pane,
     count = walk.panes(starts.to_numpy(), times.to_numpy(), of_row, slots, panes)
     if count < 0:
         return None
-    many = panes[1, :count].tolist()
-    columns: list[dict[str, Sums]] = [{} for _ in many]
-    for column in counted(rows):
-        sums_of = _wholes if are_whole(column) else _reals
-        for pane, sums in sums_of(column, of_row, many, walk):
-            columns[pane][column.name] = sums
+    columns = sums_by_pane(
+        rows,
+        count,
+        wholes=lambda values: _wholes(values, of_row, panes[1, :count].tolist(), walk),
+        reals=lambda values: _reals(values, of_row, count, walk),
+    )
     tags = _tags(rows.get_column("_tags"), of_row)
     found: dict[Pane, Account] = {}
     for number in panes[0, :count].argsort().tolist():
@@ -66,26 +65,21 @@ def _tags(tags: pl.Series, of_row: np.ndarray) -> dict[int, dict[str, int]]:
     return found
 
 
-def _wholes(
-    column: pl.Series, of_row: np.ndarray, rows: list[int], walk: ModuleType
-) -> Iterable[tuple[int, Sums]]:
+def _wholes(values: np.ndarray, of_row: np.ndarray, rows: list[int], walk: ModuleType) -> SumsOf:
     found = np.zeros((len(rows), 6), np.int64)
     found[:, :2] = 1 << 2 * HALF_BITS, -(1 << 2 * HALF_BITS)
-    walk.wholes(column.cast(pl.Int64).to_numpy(), of_row, found)
+    walk.wholes(values, of_row, found)
     for pane, (least, most, total, upper, mixed, lower) in enumerate(found.tolist()):
         squares = (upper << 2 * HALF_BITS) + (mixed << HALF_BITS + 1) + lower
         yield pane, Sums(rows[pane], exact_whole(total), exact_whole(squares), float(least), float(most))
 
 
-def _reals(
-    column: pl.Series, of_row: np.ndarray, rows: list[int], walk: ModuleType
-) -> Iterable[tuple[int, Sums]]:
-    panes = len(rows)
+def _reals(values: np.ndarray, of_row: np.ndarray, panes: int, walk: ModuleType) -> SumsOf:
     counts = np.zeros(panes, np.int64)
     ends = np.repeat([[math.inf, -math.inf]], panes, axis=0)
     sums = np.zeros((panes, walk.SUM_PARTS), np.int64)
     squares = np.zeros((panes, walk.SQUARES_PARTS), np.int64)
-    walk.reals(reals_of(column), of_row, SMALLEST, LARGEST, counts, ends, sums, squares)
+    walk.reals(values, of_row, SMALLEST, LARGEST, counts, ends, sums, squares)
     for pane in np.flatnonzero(counts).tolist():
         total = exact_parts(sums[pane], walk.PART_BITS, walk.BELOW)
         squared = exact_parts(squares[pane], walk.PART_BITS, walk.SQUARES_BELOW)

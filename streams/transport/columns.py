@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from streams.compiled import walks
-from streams.cut import BEHIND, binaries
+from streams.cut import binaries
 
 LEAST_RECORDS = 64
 """Of a batch that is worth it: what is looked at of each batch costs as much as to walk so many."""
@@ -55,17 +55,16 @@ def read_columns(payloads: Sequence[Payload]) -> tuple[pl.Series, pl.Series] | N
     if (compiled := walks(ask=False)) is None:
         return None
     counts = np.array([each.records for each in payloads], np.int64)
-    content = b"".join([*(each.content for each in payloads), bytes(BEHIND)])
+    content = b"".join([*(each.content for each in payloads), bytes(compiled.cut.WORD)])
     ends = np.cumsum([len(each.content) for each in payloads], dtype=np.int64)
-    if counts.sum() > len(content):  # room is made for as many as a batch says that it has
+    if counts.sum() > ends[-1]:  # room is made for as many as a batch says that it has
         raise Mixed("fewer bytes than records")
     found = np.empty((4, counts.sum()), np.int64)
     whole = np.frombuffer(content, np.uint8)
     if not compiled.records.walk(whole, counts, ends, found):
         raise Mixed("records with headers, or none at all")
-    return binaries(whole, found[0], found[1], compiled.cut), binaries(
-        whole, found[2], found[3], compiled.cut
-    )
+    keys, values = (binaries(whole, found[at], found[at + 1], compiled.cut) for at in (0, 2))
+    return keys, values
 
 
 # Not by aiokafka's `decode_varint`, which reads on behind the end of what it is given.
