@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from infra.kafka.topics import ensure
 from infra.settings_model import Kafka
 from schemas import topics
 from schemas.client import ModelFollower
+from schemas.client.refusals import Refusals
 from schemas.envelope import wrap
-from schemas.errors import InvalidConfiguration
+from schemas.errors import InvalidConfiguration, Retryable
 from schemas.model import AdoptionRefused, CurrentModel, ModelAdopted
+from schemas.signature import SignerUnknown
 from tests.client_fixtures import (
     QUESTION,
     Cluster,
@@ -75,8 +78,17 @@ async def holds(cluster: Cluster, following: ModelFollower, version: int, conten
 
 
 async def test_only_signed_models_are_taken_and_a_forgery_holds_up_none_of_them(
-    cluster: Cluster, store: Store, name: str, keys: KeyFolder, tmp_path: Path
+    cluster: Cluster,
+    store: Store,
+    name: str,
+    keys: KeyFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "schemas.client")
+    # What an unknown key signed is looked at again and again, also among the other refusals.
+    monkeypatch.setattr("schemas.client.follow._LIST_AGAIN_AFTER_S", 0.05)
     stranger = key_folder(tmp_path / "stranger")
     first, second, third = (
         published(name, version, content, store=store.url)
@@ -105,11 +117,18 @@ async def test_only_signed_models_are_taken_and_a_forgery_holds_up_none_of_them(
             assert refused.kept_version == 1
             assert re.match(why, refused.reason)
         assert len(store.requests) == asked
+        looked_at = caplog.text.count("version 501 is not taken")
+        async with asyncio.timeout(30):
+            while caplog.text.count("version 501 is not taken") < looked_at + 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         await cluster.say(keys.signed(third))
         await holds(cluster, following, 3, THIRD)
         await cluster.say(keys.signed(rolled_back(first, from_version=3, version=4)))
         await holds(cluster, following, 4, FIRST)
+    await cluster.listen_on()
     assert {e.version for e in cluster.so_far(ModelAdopted, name=name)} == {1, 3, 4}
+    refused = Counter(e.version for e in cluster.so_far(AdoptionRefused, name=name))
+    assert refused == {forgery.manifest.version: 1 for forgery, _ in forgeries}
 
 
 async def test_an_old_event_that_is_replayed_while_the_service_was_away_sets_it_back_by_nothing(
@@ -231,6 +250,34 @@ async def test_a_pickle_is_never_opened_even_when_it_is_signed(
         (refused,) = await cluster.hear(AdoptionRefused, name=name, version=4)
         assert "format 'pickle'" in refused.reason
     assert not mark.exists()
+
+
+def test_a_refusal_is_said_once_for_each_version_and_kind_of_error_whatever_is_refused_between() -> None:
+    one, two = (published("m", version, FIRST, store="http://x/").manifest for version in (1, 2))
+    away, unknown = Retryable("the store is away"), SignerUnknown("who is this?")
+    refusals = Refusals("m", service="s")
+    said = [
+        refusals.of(manifest, error, kept_version=None)
+        for _ in range(3)
+        for manifest in (one, two)
+        for error in (away, unknown)
+    ]
+    assert [event and (event.version, event.reason) for event in said[:4]] == [
+        (1, "Retryable: the store is away"),
+        (1, "SignerUnknown: who is this?"),
+        (2, "Retryable: the store is away"),
+        (2, "SignerUnknown: who is this?"),
+    ]
+    assert said[4:] == [None] * 8
+    assert refusals.last == said[3]
+
+
+def test_what_was_refused_is_not_remembered_without_end() -> None:
+    many = [published("m", version, FIRST, store="http://x/").manifest for version in range(1, 1_502)]
+    refusals = Refusals("m", service="s")
+    assert all(refusals.of(manifest, ValueError(), kept_version=None) for manifest in many)
+    assert refusals.of(many[-1], ValueError(), kept_version=None) is None
+    assert refusals.of(many[0], ValueError(), kept_version=None) is not None
 
 
 def test_a_client_is_not_made_with_a_list_that_trusts_nobody(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from loadtest.faults.schedule import KILLS, KINDS, Fault
 class Report:
     """One run.
 
-    `died` are workers that ended by themselves, with the last line they wrote; `left_out` the kinds of fault
-    that this machine cannot have, with the reason; `stalled` is what was waited for in vain.
+    `died` are workers that ended by themselves, with the end of their log; `left_out` the kinds of fault that
+    this machine cannot have, with the reason; `stalled` is what was waited for in vain.
     """
 
     events: int
@@ -84,7 +84,7 @@ class Report:
             *([f"not in time: {self.stalled}"] if self.stalled else []),
             *verdict.examples,
         ]:
-            console.print(f"[red]{line}[/]", highlight=False, soft_wrap=True)
+            console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
         if not self.holds():
             console.print(
                 f"the same faults again: tidemill bench faults --seed {self.seed} "

@@ -110,12 +110,9 @@ class Stage:
         for number in list(self._wanted):
             worker = self.workers[number]
             if worker.has_ended():
-                lines = [line for line in worker.log_tail().splitlines() if line.strip()]
-                last = next(
-                    (x for x in reversed(lines) if "the worker stops" in x), lines[-1] if lines else ""
-                )
-                self.died.append(f"worker {number} ended with {worker.running.returncode}: {last[:400]}")
-                self.console.log(f"[red]{self.died[-1]}[/]", highlight=False)
+                code = worker.running.returncode
+                self.died.append(f"worker {number} ended with {code}; its log ends:\n{worker.log_tail()}")
+                self.console.log(self.died[-1], style="red", markup=False, highlight=False)
                 self._start(number)
 
     def end(self, *, within_s: float) -> None:
@@ -133,7 +130,10 @@ class Stage:
     def _ended_as_asked(self, number: int, code: int | None) -> None:
         # By the signal itself: it had not come so far yet as to listen to it.
         if code not in (0, -signal.SIGTERM):
-            self.died.append(f"worker {number}, asked to end, ended with {code}")
+            self.died.append(
+                f"worker {number}, asked to end, ended with {code}; its log ends:\n"
+                f"{self.workers[number].log_tail()}"
+            )
 
     def _start(self, number: int) -> None:
         worker = self.workers[number]
@@ -295,16 +295,14 @@ class Stage:
         newest, whole = entries[-1], entries[-1].read_bytes()
         newest.write_bytes(whole[: len(whole) * (fault.whom % 2) // 2])
         worker = self.workers[fault.whom % WORKERS]
-        logged = len(worker.log())
         worker.start(level="warn")
         with contextlib.suppress(Exception):
             worker.running.wait(_REFUSED_WITHIN_S)
-        said = worker.log()[logged:]
         if not worker.has_ended():
             self.died.append(f"a worker took {newest.name}, which was cut short, for whole")
-        elif newest.name not in said:
+        elif newest.name not in (said := worker.log_tail()):
             self.died.append(
-                f"a worker ended, and not because {newest.name} was cut short; its log ends:\n{said[-2_000:]}"
+                f"a worker ended, and not because {newest.name} was cut short; its log ends:\n{said}"
             )
         worker.close()
         newest.write_bytes(whole)

@@ -15,6 +15,7 @@ import psutil
 
 SESSION_MS = 6_000
 """The shortest that a broker takes by default."""
+_TAIL_BYTES = 8_000
 
 
 @dataclass
@@ -27,6 +28,7 @@ class WorkerProcess:
     member: str | None = "one"
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    _lived_bytes: int = 0  # of the log: what its lives before this one wrote
 
     @property
     def log_file(self) -> Path:
@@ -54,6 +56,7 @@ class WorkerProcess:
         }
         command = [sys.executable, "-m", "loadtest.faults.inside", "-l", level, "--without-web"]
         with self.log_file.open("ab") as log:
+            self._lived_bytes = log.tell()
             self.process = subprocess.Popen(
                 command, env={**os.environ, **named}, stdout=log, stderr=subprocess.STDOUT
             )
@@ -86,8 +89,12 @@ class WorkerProcess:
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
     def log_tail(self) -> str:
-        """The end of what it wrote."""
-        return self.log()[-4_000:]
+        """The end of what it wrote in this life."""
+        if not self.log_file.exists():
+            return ""
+        with self.log_file.open("rb") as log:
+            log.seek(max(self._lived_bytes, self.log_file.stat().st_size - _TAIL_BYTES))
+            return log.read().decode(errors="replace")
 
     def close(self) -> None:
         """Whatever became of it, it is gone."""

@@ -18,13 +18,14 @@ from .. import topics
 from ..canary import in_share
 from ..envelope import NotAnAnnouncement, contract_of, open_record, unwrap
 from ..errors import Rejected, Retryable
-from ..model import AdoptionRefused, CanaryPromoted, CanaryPublished, CanaryWithdrawn, Manifest, ModelAdopted
+from ..model import CanaryPromoted, CanaryPublished, CanaryWithdrawn, Manifest, ModelAdopted
 from ..signature import SignatureRefused, SignerUnknown, TrustedKeys
 from .download import Downloader
 from .fit import Inputs, check_fit
 from .links import Links
 from .load import LoadedModel, check_kind, import_libraries, load
 from .memory import write_durably
+from .refusals import Refusals
 from .vouch import Claim, claimed, vouched
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class CanaryFollower:
         current_version: Callable[[], int],
     ) -> None:
         self.name = name
-        self.last_refusal: AdoptionRefused | None = None
+        self._refusals = Refusals(name, service=service, canary=True)
         self._service, self._links = service, links
         self._trusted, self._inputs = trusted, inputs
         self._downloader = Downloader(links.stores, folder, max_bytes=max_bytes, turns=links.downloads)
@@ -238,19 +239,6 @@ class CanaryFollower:
         )
 
     def _refuse(self, manifest: Manifest, error: Exception) -> None:
-        """Say once for each version and kind of error why it was not taken."""
-        log.warning("canary %s version %s is not taken: %s", self.name, manifest.version, error)
-        last = self.last_refusal
-        if last and (last.version, last.reason.partition(":")[0]) == (manifest.version, type(error).__name__):
-            return
-        self.last_refusal = AdoptionRefused(
-            name=self.name,
-            service=self._service,
-            version=manifest.version,
-            sha256=manifest.artifact.sha256,
-            kept_version=self._current_version() or None,
-            reason=f"{type(error).__name__}: {error}"[:2000],
-            refused_ms=int(time.time() * 1000),
-            canary=True,
-        )
-        self._links.announcer.say(self.last_refusal)
+        held = self._current_version() or None
+        if (refused := self._refusals.of(manifest, error, kept_version=held)) is not None:
+            self._links.announcer.say(refused)

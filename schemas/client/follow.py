@@ -28,6 +28,7 @@ from .fit import Inputs, check_fit, check_inputs
 from .links import Links
 from .load import LoadedModel, check_kind, import_libraries, load
 from .memory import Memory
+from .refusals import Refusals
 from .staleness import Known, StalenessBound, next_s, over, words
 from .vouch import Claim, claimed, vouched
 
@@ -113,7 +114,7 @@ class ModelFollower:
         self.service = service
         self.current: LoadedModel | None = None
         self._before: LoadedModel | None = None
-        self.last_refusal: AdoptionRefused | None = None
+        self._refusals = Refusals(name, service=service)
         self._own_links = links is None
         self._links = links or Links(client, stores=stores, service=service, timeout_s=timeout_s, s3=s3)
         self._pinned = pin_version
@@ -218,6 +219,11 @@ class ModelFollower:
         if before is None:
             return None if current.version == 1 else current
         return before if before.manifest.published_ms <= time_ms else current
+
+    @property
+    def last_refusal(self) -> AdoptionRefused | None:
+        """Which version was not taken, and why; None: none was refused yet."""
+        return self._refusals.last
 
     @property
     def stale(self) -> tuple[OverBound, ...]:
@@ -530,22 +536,9 @@ class ModelFollower:
         self._links.announcer.say(event, place=place)
 
     def _refuse(self, manifest: Manifest, error: Exception) -> None:
-        """Say once for each version and kind of error why it was not taken."""
-        log.warning("%s version %s is not taken: %s", self.name, manifest.version, error)
-        reason = f"{type(error).__name__}: {error}"[:2000]
-        last = self.last_refusal
-        if last and (last.version, last.reason.partition(":")[0]) == (manifest.version, type(error).__name__):
-            return
-        self.last_refusal = AdoptionRefused(
-            name=self.name,
-            service=self.service,
-            version=manifest.version,
-            sha256=manifest.artifact.sha256,
-            kept_version=self.current.version if self.current else None,
-            reason=reason,
-            refused_ms=_now_ms(),
-        )
-        self._say(manifest, "refuse adoption", self.last_refusal)
+        held = self.current.version if self.current else None
+        if (refused := self._refusals.of(manifest, error, kept_version=held)) is not None:
+            self._say(manifest, "refuse adoption", refused)
 
 
 def _now_ms() -> int:
