@@ -50,14 +50,15 @@ def configure(
     ]
     foreign = [*shared, structlog.stdlib.ExtraAdder(), _without_message]
     readable = settings.form == "console" or (settings.form == "auto" and on_terminal)
+    as_json = _json(foreign)
     handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
-    handlers[0].setFormatter(_readable(foreign, colors=on_terminal) if readable else _json(foreign))
+    handlers[0].setFormatter(_readable(foreign, colors=on_terminal) if readable else as_json)
     if target := settings.file or file:
         target.parent.mkdir(parents=True, exist_ok=True)
         to_file = logging.handlers.RotatingFileHandler(
             target, maxBytes=FILE_SIZE_BYTES, backupCount=FILES_KEPT, encoding="utf-8"
         )
-        to_file.setFormatter(_json(foreign))
+        to_file.setFormatter(as_json)
         handlers.append(to_file)
 
     root = logging.getLogger()
@@ -112,8 +113,21 @@ def _without_message(
     return event
 
 
+class _Once(structlog.stdlib.ProcessorFormatter):
+    """Makes a line once for all who ask: two handlers do, and that of the file to see whether it has room."""
+
+    _last: tuple[logging.LogRecord | None, str] = (None, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        known, line = self._last
+        if known is not record:
+            line = super().format(record)
+            self._last = (record, line)
+        return line
+
+
 def _json(foreign: list[structlog.typing.Processor]) -> logging.Formatter:
-    return structlog.stdlib.ProcessorFormatter(
+    return _Once(
         foreign_pre_chain=foreign,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,

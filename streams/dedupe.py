@@ -31,7 +31,7 @@ class Seen:
     def __init__(self, key: str, within_ms: int, read: Read | None = None) -> None:
         self.key, self.within_ms = key, within_ms
         self._read = read
-        self._parts: list[_Rows] = []
+        self._parts: list[Keys] = []
         self._sieve = Sieve()
         self._from_ms = _EVER_MS
 
@@ -40,12 +40,15 @@ class Seen:
         self._parts, self._from_ms = [], _EVER_MS
         if from_ms is not None and self._read is not None:
             self._from_ms = from_ms - self.within_ms
-            self._parts = [_Rows.of(self._read(self._from_ms, -_EVER_MS), self.key)]
+            self._parts = [self.keys(self._read(self._from_ms, -_EVER_MS))]
         self._sieve = Sieve(*(part.hashes for part in self._parts))
 
-    def remember(self, rows: pl.DataFrame, *, forget_before_ms: int | None = None) -> None:
+    def keys(self, rows: pl.DataFrame) -> Keys:
+        """What is asked, and remembered, of rows."""
+        return Keys.of(rows, self.key)
+
+    def remember(self, fresh: Keys, *, forget_before_ms: int | None = None) -> None:
         """Add rows that are in the dataset; forget what rows from an event time on cannot repeat."""
-        fresh = _Rows.of(rows, self.key)
         if self._parts and len(self._parts[-1]) < _PART_ROWS:
             self._parts[-1] = self._parts[-1].and_those(fresh)
         else:
@@ -58,10 +61,9 @@ class Seen:
         else:
             self._sieve = Sieve(*(part.hashes for part in self._parts))
 
-    def repeats(self, rows: pl.DataFrame) -> pl.Series:
-        """True for a row that repeats one of the dataset, or one that was kept before it in this frame."""
+    def repeats(self, asked: Keys) -> np.ndarray:
+        """True for a row that repeats one of the dataset, or one that was kept before it of these: (N,)."""
         # Nearly every key is new, which its hash alone tells. Only for the others is looked more closely.
-        asked = _Rows.of(rows, self.key)
         older = self._older(asked)
         in_frame = come_again(asked.hashes)
         may_repeat = in_frame | self._sieve.may_hold(asked.hashes)
@@ -72,16 +74,16 @@ class Seen:
         suspect = suspect[in_frame[suspect] | np.isin(asked.hashes[suspect], known.hashes)]
         repeated = np.zeros(len(asked), np.bool_)
         repeated[suspect[_repeats(asked.at(suspect), known, self.within_ms)]] = True
-        return pl.Series(repeated)
+        return repeated
 
-    def _known(self, hashes: np.ndarray, older: _Rows) -> _Rows:
+    def _known(self, hashes: np.ndarray, older: Keys) -> Keys:
         """Rows that are in the dataset and have one of these hashes."""
         sieve = Sieve(hashes)
         passed = [part.at(np.flatnonzero(sieve.may_hold(part.hashes))) for part in (older, *self._parts)]
         known = passed[0].and_those(*passed[1:])
         return known.at(np.flatnonzero(np.isin(known.hashes, hashes)))
 
-    def _older(self, asked: _Rows) -> _Rows:
+    def _older(self, asked: Keys) -> Keys:
         """Rows of the dataset from before what is remembered, as far as these could repeat them."""
         none = asked.at(np.zeros(0, np.intp))
         stray = asked.times_ms[asked.times_ms < self._from_ms + self.within_ms]
@@ -89,11 +91,11 @@ class Seen:
             return none
         spans = _spans(np.sort(stray).tolist(), self.within_ms)
         read = [self._read(start_ms, min(end_ms, self._from_ms)) for start_ms, end_ms in spans]
-        return none.and_those(*(_Rows.of(rows, self.key) for rows in read))
+        return none.and_those(*map(self.keys, read))
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Keys:
     """Of rows (N,) their keys, these keys' hashes, uint64, and their event times."""
 
     keys: pl.Series
@@ -101,7 +103,7 @@ class _Rows:
     times_ms: np.ndarray
 
     @classmethod
-    def of(cls, rows: pl.DataFrame, key: str) -> _Rows:
+    def of(cls, rows: pl.DataFrame, key: str) -> Keys:
         keys = rows.get_column(key)
         return cls(keys, keys.hash().to_numpy(), rows.get_column("_time").to_numpy())
 
@@ -112,19 +114,19 @@ class _Rows:
     def newest_ms(self) -> int:
         return int(self.times_ms.max(initial=_EVER_MS))
 
-    def at(self, places: np.ndarray) -> _Rows:
-        return _Rows(self.keys.gather(places), self.hashes[places], self.times_ms[places])
+    def at(self, places: np.ndarray) -> Keys:
+        return Keys(self.keys.gather(places), self.hashes[places], self.times_ms[places])
 
-    def and_those(self, *others: _Rows) -> _Rows:
+    def and_those(self, *others: Keys) -> Keys:
         parts = (self, *others)
-        return _Rows(
+        return Keys(
             pl.concat([part.keys for part in parts], rechunk=True),
             np.concatenate([part.hashes for part in parts]),
             np.concatenate([part.times_ms for part in parts]),
         )
 
 
-def _repeats(rows: _Rows, known: _Rows, within_ms: int) -> list[int]:
+def _repeats(rows: Keys, known: Keys, within_ms: int) -> list[int]:
     """Places of rows that lie near a known one of their key, or near one before them that does not."""
     kept: dict[object, list[int]] = {}
     order = known.times_ms.argsort(kind="stable")

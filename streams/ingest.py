@@ -25,7 +25,7 @@ from streams.dead_letter import dead_letter
 from streams.decode.avro import Writers
 from streams.decode.columns import schema_of
 from streams.decode.records import Decoded, Decoder
-from streams.dedupe import Read, Seen
+from streams.dedupe import Keys, Read, Seen
 from streams.keep import drop, keep
 from streams.ledger.commit import Advance, Partition
 from streams.locate import Now, appended, locate, newest_ms
@@ -57,6 +57,7 @@ class Sifted:
     frames: list[Frame]
     decoded: Decoded
     rows: pl.DataFrame
+    keys: Keys | None
     tally: Tally
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -86,6 +87,7 @@ class Prepared:
     counts: dict[str, Counts]
     accounts: dict[Pane, Account]
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: dict[str, Keys] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Any]:
         """What the commit says of itself, beside the rows."""
@@ -205,7 +207,8 @@ class Ingest:
         rows = derived(source.derive, rows, tally, source.place)
         rows = tagged(self.pipeline.tag if is_main else (), rows, tally)
         rows, models = by_models(self.pipeline.tag if is_main else (), rows, self._models)
-        return Sifted(source, frames, decoded, rows, tally, models)
+        keys = self.seen[topic].keys(rows) if topic in self.seen else None
+        return Sifted(source, frames, decoded, rows, keys, tally, models)
 
     def _accounts(self, topic: str) -> bool:
         """Whether commits account for the source's rows by pane.
@@ -234,11 +237,12 @@ class Ingest:
     def _finish(self, sifted: Sifted, now_ms: int | None, prepared: Prepared) -> None:
         topic, rows, tally = sifted.source.topic, sifted.rows, sifted.tally
         prepared.models |= sifted.models
-        if topic in self.seen:
-            repeats = self.seen[topic].repeats(rows)
+        if (keys := sifted.keys) is not None:
+            repeats = self.seen[topic].repeats(keys)
             if repeats.any():
-                tally.drop(keep(rows, repeats), DEDUPE)
-                rows = keep(rows, ~repeats)
+                tally.drop(keep(rows, pl.Series(repeats)), DEDUPE)
+                rows, keys = keep(rows, pl.Series(~repeats)), keys.at(np.flatnonzero(~repeats))
+            prepared.keys[topic] = keys
         if topic == self.pipeline.source.topic:
             rows = self._late(rows)
         if self._accounts(topic):
@@ -299,10 +303,8 @@ class Ingest:
     def settle(self, prepared: Prepared) -> None:
         """The ledger holds the commit: remember what the next one must know."""
         self.watermarks |= prepared.watermarks
-        for topic, seen in self.seen.items():
-            rows = prepared.by_source.get(topic)
-            if rows is not None:
-                seen.remember(rows, forget_before_ms=self._forget_before(topic))
+        for topic, keys in prepared.keys.items():
+            self.seen[topic].remember(keys, forget_before_ms=self._forget_before(topic))
 
     def _forget_before(self, topic: str) -> int | None:
         """Event time behind which few rows still come; the dataset is read for those that do."""

@@ -15,6 +15,8 @@ from infra.settings import Settings
 # How long Polars keeps memory that is free for what comes next, and how many pools of it there are.
 _KEPT_MS = 10_000
 _MOST_POOLS = 4
+# It leaves this in the environment once it is imported.
+_BY_POLARS = ("dirty_decay_ms:500", "muzzy_decay_ms:1000")
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ARENAS = 2
@@ -41,6 +43,24 @@ def spare_memory() -> None:
             mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def keep_memory() -> None:
+    """Have Polars keep what is free for ten seconds, in a pool for each core; to be called before its import.
+
+    By itself it gives memory back after half a second, and takes it again page by page for the next batch: a
+    twentieth of a worker's time. And it has four pools for each core, each of which keeps its own.
+
+    What `_RJEM_MALLOC_CONF` says holds before this; but not what Polars itself put there, in a process that
+    started this one.
+    """
+    pools = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, _MOST_POOLS)
+    ours = (f"narenas:{pools}", f"dirty_decay_ms:{_KEPT_MS}", f"muzzy_decay_ms:{_KEPT_MS}")
+    said = os.environ.get("_RJEM_MALLOC_CONF", "").split(",")
+    # Of what is said twice the last holds.
+    os.environ["_RJEM_MALLOC_CONF"] = ",".join(
+        [*ours, *(each for each in said if each and each not in _BY_POLARS)]
+    )
+
+
 def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
     """`faust -A streams.app worker`, on the cluster that the settings mean; gives the exit code.
 
@@ -49,12 +69,7 @@ def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
     spare_memory()
     if settings.worker.polars_threads is not None:  # read when Polars computes for the first time
         os.environ["POLARS_MAX_THREADS"] = str(settings.worker.polars_threads)
-    # By itself Polars gives memory back after half a second, and takes it again page by page for the next
-    # batch: a tenth of a worker's time. And it has four pools for each core, each of which keeps its own.
-    # Read when Polars is imported.
-    pools = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, _MOST_POOLS)
-    kept = f"narenas:{pools},dirty_decay_ms:{_KEPT_MS},muzzy_decay_ms:{_KEPT_MS}"
-    os.environ.setdefault("_RJEM_MALLOC_CONF", kept)
+    keep_memory()
     connection = find_cluster(settings)
     if connection is not None:
         os.environ["TIDEMILL_KAFKA__BOOTSTRAP_SERVERS"] = connection.bootstrap_servers

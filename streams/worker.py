@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import operator
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
@@ -537,7 +538,7 @@ class StreamWorker:
         name, version = self.pipeline.name, commit.version
         offsets = commit.metadata["offsets"]
         log.debug("committed", version=version, rows=prepared.rows.height, offsets=offsets)
-        for letter in prepared.dead_letters:
+        for letter in prepared.dead_letters if log.is_enabled_for(logging.DEBUG) else ():
             log.debug("refused", version=version, letter=letter.event_id(), rule=letter.rule)
         if self._traces is not None:
             self._traces.record(

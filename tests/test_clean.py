@@ -229,12 +229,12 @@ def survivors(
     for start, end in itertools.pairwise(edges):
         chunk = list(enumerate(events))[start:end]
         frame = pl.DataFrame([e for _, e in chunk], schema={"id": pl.String, "_time": pl.Int64}, orient="row")
-        stays = ~seen.repeats(frame)
+        stays = ~seen.repeats(seen.keys(frame))
         assert len(stays) == len(chunk)
         kept += [position for (position, _), stay in zip(chunk, stays, strict=True) if stay]
         stored.rows += [event for (_, event), stay in zip(chunk, stays, strict=True) if stay]
         watermark_ms = max([watermark_ms or -(10**9), *(t for _, (_, t) in chunk)])
-        seen.remember(frame.filter(stays), forget_before_ms=watermark_ms)
+        seen.remember(seen.keys(frame.filter(stays)), forget_before_ms=watermark_ms)
         if restarts:
             seen.recall(watermark_ms)
     return kept
@@ -272,11 +272,11 @@ def test_a_repeat_of_long_ago_is_looked_up_in_the_dataset_and_news_are_not() -> 
     schema = {"id": pl.String, "_time": pl.Int64}
     old = pl.DataFrame([("a", 0)], schema=schema, orient="row")
     stored.rows = [("a", 0)]
-    seen.remember(old, forget_before_ms=10_000)
+    seen.remember(seen.keys(old), forget_before_ms=10_000)
     news = pl.DataFrame([("a", 10_000), ("b", 10_001)], schema=schema, orient="row")
-    assert seen.repeats(news).to_list() == [False, False]
+    assert seen.repeats(seen.keys(news)).tolist() == [False, False]
     assert stored.reads == 0
-    assert seen.repeats(pl.concat([news, old])).to_list() == [False, False, True]
+    assert seen.repeats(seen.keys(pl.concat([news, old]))).tolist() == [False, False, True]
     assert stored.reads == 1
 
 
@@ -288,9 +288,10 @@ def test_many_repeats_of_one_key_cost_no_more_than_many_keys() -> None:
     rows = pl.DataFrame({"id": ["a"] * 50_000, "_time": list(range(0, 5_000_000, 100))})
     seen = Seen("id", 50)
     began = time.perf_counter()
-    assert not seen.repeats(rows).any()
-    seen.remember(rows)
-    assert seen.repeats(rows).all()
+    keys = seen.keys(rows)
+    assert not seen.repeats(keys).any()
+    seen.remember(keys)
+    assert seen.repeats(keys).all()
     assert time.perf_counter() - began < 5
 
 
@@ -343,8 +344,9 @@ def test_a_sieve_holds_back_nearly_all_that_is_new_however_long_it_is_used() -> 
     passed = []
     for at in range(0, 400_000, 4_000):
         rows = pl.DataFrame({"id": [f"k{n}" for n in range(at, at + 4_000)], "_time": range(at, at + 4_000)})
-        passed.append(int(seen._sieve.may_hold(rows.get_column("id").hash().to_numpy()).sum()))
-        assert not seen.repeats(rows).any()
-        seen.remember(rows, forget_before_ms=at - 20_000)
+        keys = seen.keys(rows)
+        passed.append(int(seen._sieve.may_hold(keys.hashes).sum()))
+        assert not seen.repeats(keys).any()
+        seen.remember(keys, forget_before_ms=at - 20_000)
     assert max(passed) < 4_000 / 4
     assert seen._sieve._words.nbytes < 2**22

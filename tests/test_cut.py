@@ -1,4 +1,4 @@
-"""Pieces of bytes become columns: the same as Python's slices of them."""
+"""Pieces of bytes become columns, and columns pieces: the same as Python's slices of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from streams import compiled
 from streams.cut import binaries, texts
+from streams.lay import side_by_side
 
 # Beside what one word holds, and what a view of Arrow's holds by itself (12).
 PIECES = st.lists(st.none() | st.binary(max_size=40) | st.sampled_from([b"", b"x" * 8, b"y" * 12, b"z" * 13]))
@@ -74,3 +75,25 @@ def test_columns_outlive_what_they_were_cut_from() -> None:
         gc.collect()
         np.full(1_000_000, 0xAB, np.uint8)
     assert all(each.to_list() == pieces[100:150] for each in kept)
+
+
+@given(
+    parts=st.lists(st.lists(st.binary(max_size=40) | st.binary(min_size=100, max_size=300)), max_size=4),
+    skipped=st.integers(0, 5),
+)
+@settings(deadline=None)
+def test_values_are_laid_side_by_side_from_whatever_buffers_they_stand_in(
+    parts: list[list[bytes]], skipped: int
+) -> None:
+    walk = compiled.loading().result().cut
+    empty = pl.Series([], dtype=pl.Binary)
+    cut = [binaries(*laid_out(list(part)), walk) if len(part) % 2 else empty for part in parts]
+    made = [pl.Series(part, dtype=pl.Binary) for part in parts]
+    values = pl.concat([empty, *cut, *made])[skipped:]
+    for each in (values, values.gather([*range(0, len(values), 3)]), values.rechunk(), values.reverse()):
+        content, offsets = side_by_side(each, walk, room=24)
+        expected = each.to_list()
+        assert content[: offsets[-1]].tobytes() == b"".join(expected)
+        assert len(content) == offsets[-1] + 24
+        ends = np.cumsum([0, *map(len, expected)])
+        assert offsets.tolist() == ends.tolist()

@@ -101,7 +101,7 @@ class Lane:
         done, began_s = 0, time.monotonic()
         try:
             sent = await send_headed_batches(
-                producer, self._topic, self._partition, (record[:3] for record in records)
+                producer, self._topic, self._partition, ((*record[:3], None) for record in records)
             )
             for future, count in sent:
                 await asyncio.wait([future])

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 
 Header = tuple[str, bytes]
+Record = tuple[bytes | None, bytes, list[Header], int | None]
+"""Key, value, headers, and its time, epoch ms; None: as late as it is when it is sent."""
 
 
+@lru_cache(maxsize=10_000)
 def partition_for(key: bytes, partitions: int) -> int:
     """The partition that Kafka's own clients choose for a key."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions
@@ -23,17 +27,15 @@ async def send_headed_batches(
     producer: AIOKafkaProducer,
     topic: str,
     partition: int,
-    records: Iterable[tuple[bytes | None, bytes, list[Header]]],
-    *,
-    timestamp_ms: int | None = None,
+    records: Iterable[Record],
 ) -> list[tuple[asyncio.Future, int]]:
-    """Send (key, value, headers) in order to one partition, as few batches: each one's future and records.
+    """Send records in order to one partition, as few batches: each one's future, and how many it holds.
 
     A future gives the offset of its batch's first record, once the cluster holds the batch.
     """
     sent: list[tuple[asyncio.Future, int]] = []
     batch = producer.create_batch()
-    for key, value, headers in records:
+    for key, value, headers, timestamp_ms in records:
         if batch.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
             batch.close()
             sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
@@ -56,6 +58,6 @@ async def send_records(
 ) -> list[asyncio.Future]:
     """Send (key, value) records in order to one partition; await the futures to know that they are held."""
     named = list(headers)
-    headed = ((key, value, named) for key, value in records)
-    sent = await send_headed_batches(producer, topic, partition, headed, timestamp_ms=timestamp_ms)
+    headed = ((key, value, named, timestamp_ms) for key, value in records)
+    sent = await send_headed_batches(producer, topic, partition, headed)
     return [future for future, _ in sent]

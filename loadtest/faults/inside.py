@@ -45,14 +45,14 @@ def arm(where: str, strike: Callable[[], None]) -> None:
     from streams.ledger.commit import Ledger
 
     if where == "announcing":
-        send = AIOKafkaProducer.send
+        send = AIOKafkaProducer.send_batch
 
         async def sent(self: Any, *arguments: Any, **named: Any) -> Any:
             future = await send(self, *arguments, **named)
             strike()
             return future
 
-        AIOKafkaProducer.send = sent  # type: ignore[method-assign]
+        AIOKafkaProducer.send_batch = sent  # type: ignore[method-assign]
     elif where == "linking":
         put = streams.ledger.commit.put
 

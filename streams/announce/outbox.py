@@ -7,11 +7,13 @@ announced again, without the ids that are there already.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaProducer
 
+from infra.kafka.batches import Record, partition_for, send_headed_batches
 from infra.kafka.connection import Connection
 from infra.kafka.read import read_to_end
 from schemas import topics
@@ -136,21 +138,24 @@ class Outbox:
         return set(await self._producer.partitions_for(topic))
 
     async def publish(self, announced: Sequence[Announced], *, but_not: Set[str] = frozenset()) -> int:
-        """Send all but those ids and wait until the cluster holds them. Gives how many were sent."""
-        pending = []
+        """Send all but those ids and wait until the cluster holds them. Gives how many were sent.
+
+        They go out as few batches by topic and partition, in their order there: one by one, dead letters alone
+        held Python's lock for a sixth of a worker's time.
+        """
+        lanes: dict[tuple[str, int], list[Record]] = {}
+        partitions: dict[str, int] = {}
         for each in announced:
-            if each.envelope.id in but_not:
+            topic, envelope = each.topic, each.envelope
+            if envelope.id in but_not:
                 continue
-            key, value, headers = each.envelope.record()
-            pending.append(
-                await self._producer.send(
-                    each.topic,
-                    key=key,
-                    value=value,
-                    headers=headers,
-                    timestamp_ms=each.envelope.time_ms,
-                )
-            )
-        for sent in pending:
-            await sent
-        return len(pending)
+            if topic not in partitions:
+                partitions[topic] = len(await self.partitions_of(topic))
+            key, value, headers = envelope.record()
+            lane = (topic, partition_for(key or b"", partitions[topic]))
+            lanes.setdefault(lane, []).append((key, value, headers, envelope.time_ms))
+        sent: list[tuple[asyncio.Future, int]] = []
+        for (topic, partition), records in lanes.items():
+            sent += await send_headed_batches(self._producer, topic, partition, records)
+        await asyncio.gather(*(future for future, _ in sent))
+        return sum(count for _, count in sent)

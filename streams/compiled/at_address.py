@@ -59,7 +59,17 @@ def _put_word(_: Any, _address: types.Type, _value: types.Type) -> Any:
     return types.none(types.int64, types.uint64), store
 
 
+def _put_byte(_: Any, _address: types.Type, _value: types.Type) -> Any:
+    def store(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        builder.store(builder.trunc(arguments[1], ir.IntType(8)), pointer)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), store
+
+
 byte = cast("Callable[[int], int]", intrinsic(_byte))
 word = cast("Callable[[int], np.uint64]", intrinsic(_word))
 lowest_bit = cast("Callable[[np.uint64], int]", intrinsic(_lowest_bit))
 put_word = cast("Callable[[int, np.uint64], None]", intrinsic(_put_word))
+put_byte = cast("Callable[[int, int], None]", intrinsic(_put_byte))

@@ -18,6 +18,7 @@ from streams.compiled import Walks, walks
 from streams.cut import texts
 from streams.decode.columns import Column
 from streams.keep import keep
+from streams.lay import side_by_side
 
 MOST_COLUMNS = 63
 """Of a contract: what a record has is noted in the bits of one number."""
@@ -127,7 +128,7 @@ class _Layout:
         width = -(-int(self._sizes.max()) // 8) * 8
         self._words = _words([key.ljust(width, b"\0") for key in keys])
         self._masks = _words([(b"\xff" * len(key)).ljust(width, b"\0") for key in keys])
-        self._padding = pl.Series([bytes(width + 16)], dtype=pl.Binary)
+        self._room = width + 16
         # Behind the last one, and at the beginning, the first is expected.
         self._follows = np.append((np.arange(len(columns)) + 1) % len(columns), 0)
 
@@ -151,15 +152,12 @@ class _Layout:
 
     def _look(self, values: pl.Series, first: int, found: _Found) -> None:
         """Walk over records, which are rows from `first` on, and cut out what is written."""
-        sizes = values.bin.size().to_numpy().astype(np.int64)
-        ends = sizes.cumsum()
         # Behind the last record the walk may look.
-        padded = pl.concat([values, self._padding])
-        content = padded.cast(pl.List(pl.UInt8)).explode(empty_as_null=False).to_numpy()
+        content, offsets = side_by_side(values, self._compiled.cut, room=self._room)
         self._compiled.json.walk(
             content,
-            ends - sizes,
-            ends,
+            offsets[:-1],
+            offsets[1:],
             first,
             self._words,
             self._masks,

@@ -55,7 +55,7 @@ def costs(pipeline: Pipeline, frames: Sequence[Frame], *, writers: Writers | Non
         for step in pipeline.rules(topic):
             if isinstance(step, Dedupe):
                 seen = Seen(source.key, step.within_ms)
-                timed("dedupe", lambda seen=seen, rows=rows: seen.repeats(rows))
+                timed("dedupe", lambda seen=seen, rows=rows: seen.repeats(seen.keys(rows)))
                 continue
             timed(step.name, lambda step=step, rows=rows, own=own: sifted([step], rows, Tally(own, None)))
             rows = sifted([step], rows, Tally(own, None))
