@@ -29,10 +29,39 @@ def texts(content: np.ndarray, begins: np.ndarray, sizes: np.ndarray, walk: Modu
     Raises:
         PolarsError: one of them is no UTF-8.
     """
-    pieces, offsets, is_ascii = _cut(content, begins, sizes, walk)
-    if is_ascii:
-        return _column(nanoarrow.large_string(), pieces, offsets)
-    return _column(nanoarrow.large_binary(), pieces, offsets).cast(pl.String)
+    column = Texts(walk)
+    column.add(content, begins, sizes)
+    return column.series()
+
+
+class Texts:
+    """A column of texts that is cut out a part at a time, and handed over at once: that has its price."""
+
+    def __init__(self, walk: ModuleType) -> None:
+        self._walk = walk
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._is_ascii = True
+
+    def add(self, content: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> None:
+        """What begins there in `content`; see `texts`."""
+        pieces, offsets, is_ascii = _cut(content, begins, sizes, self._walk)
+        self._parts.append((pieces[: offsets[-1]], offsets))
+        self._is_ascii &= is_ascii
+
+    def series(self) -> pl.Series:
+        """String (N,): all parts, in their order.
+
+        Raises:
+            PolarsError: one of the texts is no UTF-8.
+        """
+        pieces = [pieces for pieces, _ in self._parts]
+        before = np.cumsum([0, *map(len, pieces)])
+        offsets = [each[:-1] + first for (_, each), first in zip(self._parts, before, strict=False)]
+        joined = np.concatenate(pieces or [np.empty(0, np.uint8)])
+        places = np.concatenate([*offsets, before[-1:]])
+        if self._is_ascii:
+            return _column(nanoarrow.large_string(), joined, places)
+        return _column(nanoarrow.large_binary(), joined, places).cast(pl.String)
 
 
 def _cut(

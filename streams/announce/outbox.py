@@ -140,8 +140,8 @@ class Outbox:
     async def publish(self, announced: Sequence[Announced], *, but_not: Set[str] = frozenset()) -> int:
         """Send all but those ids and wait until the cluster holds them. Gives how many were sent.
 
-        They go out as few batches by topic and partition, in their order there: one by one, dead letters alone
-        held Python's lock for a sixth of a worker's time.
+        They go out as few batches by topic and partition, in their order there. One by one, dead letters took
+        a sixth of the time for which a worker holds Python's lock.
         """
         lanes: dict[tuple[str, int], list[Record]] = {}
         partitions: dict[str, int] = {}

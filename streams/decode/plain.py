@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from streams.compiled import Walks, walks
-from streams.cut import texts
+from streams.cut import Texts, texts
 from streams.decode.columns import Column
 from streams.keep import keep
 from streams.lay import side_by_side
@@ -28,7 +28,6 @@ _AT_LEAST = 0.5
 """Of the records must be plain, or the next batches are not tried."""
 _REST = 16
 _AT_A_TIME = 16_384
-_NO_TEXT = pl.Series([], dtype=pl.String)
 
 _FARTHEST = 2**63 - 1
 _GREATEST = float(np.finfo(np.float64).max)
@@ -87,7 +86,7 @@ class _Found:
     states: np.ndarray
     seen: np.ndarray
     alike: np.ndarray
-    texts: dict[int, list[pl.Series]] = field(default_factory=dict)
+    texts: dict[int, Texts] = field(default_factory=dict)
 
     @classmethod
     def room(cls, columns: int, records: int) -> _Found:
@@ -115,6 +114,7 @@ class _Layout:
             pl.String(): self._walk.TEXT,
         }
         self._kinds = np.array([kinds[column.dtype] for column in columns], np.uint8)
+        self._texts = np.flatnonzero(self._kinds == self._walk.TEXT).tolist()
         # Real numbers have their own place in one array; whole ones and truths in another.
         is_real = self._kinds == self._walk.REAL
         self._slots = np.where(is_real, is_real.cumsum(), (~is_real).cumsum()) - 1
@@ -143,6 +143,7 @@ class _Layout:
 
     def _read(self, values: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
         found = _Found.room(len(self._columns), len(values))
+        found.texts = {number: Texts(self._compiled.cut) for number in self._texts}
         # Some thousand at a time: they are in the processor's cache while they are walked and cut.
         for at in range(0, len(values), _AT_A_TIME):
             self._look(values[at : at + _AT_A_TIME], at, found)
@@ -177,17 +178,13 @@ class _Layout:
             found.alike,
         )
 
-        def written(number: int, where: np.ndarray | slice) -> pl.Series:
-            return texts(
-                content, found.starts[number, where], found.lengths[number, where], self._compiled.cut
-            )
-
         own = slice(first, first + len(values))
-        for number in np.flatnonzero(self._kinds == self._walk.TEXT).tolist():
-            found.texts.setdefault(number, []).append(written(number, own))
+        for number, column in found.texts.items():
+            column.add(content, found.starts[number, own], found.lengths[number, own])
         for number in np.flatnonzero(found.seen & self._walk.FAR).tolist():
             far = first + np.flatnonzero(found.states[number, own] == self._walk.FAR)
-            read = written(number, far).cast(pl.Float64).to_numpy()
+            starts, lengths = found.starts[number, far], found.lengths[number, far]
+            read = texts(content, starts, lengths, self._compiled.cut).cast(pl.Float64).to_numpy()
             least, most = self._real_bounds[:, number]
             found.reals[self._slots[number], far] = read
             found.alike[far] &= (read >= least) & (read <= most)
@@ -196,7 +193,7 @@ class _Layout:
         column, slot, seen = self._columns[number], self._slots[number], found.seen[number]
         states = found.states[number]
         if column.dtype == pl.String():
-            read = pl.lit(pl.concat([_NO_TEXT, *found.texts.get(number, ())], rechunk=True))
+            read = pl.lit(found.texts[number].series())
         elif column.dtype == pl.Float64():
             read = pl.lit(pl.Series(found.reals[slot]))
         else:
