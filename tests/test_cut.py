@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ PIECES = st.lists(st.none() | st.binary(max_size=40) | st.sampled_from([b"", b"x
 
 
 def laid_out(
-    pieces: list[bytes | None], gap: bytes = b"\xffgap"
+    pieces: Sequence[bytes | None], gap: bytes = b"\xffgap"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Content in which the pieces stand with something between, where each begins, and its bytes."""
     begins, sizes, content = [], [], bytearray()
@@ -69,7 +70,7 @@ def test_columns_outlive_what_they_were_cut_from() -> None:
     pieces = [f"piece-{number:020d}".encode() for number in range(5_000)]
     kept = []
     for _ in range(20):
-        found = binaries(*laid_out(list(pieces)), walk)
+        found = binaries(*laid_out(pieces), walk)
         kept.append(found.slice(100, 50))
         del found
         gc.collect()
@@ -87,7 +88,7 @@ def test_values_are_laid_side_by_side_from_whatever_buffers_they_stand_in(
 ) -> None:
     walk = compiled.loading().result().cut
     empty = pl.Series([], dtype=pl.Binary)
-    cut = [binaries(*laid_out(list(part)), walk) if len(part) % 2 else empty for part in parts]
+    cut = [binaries(*laid_out(part), walk) if len(part) % 2 else empty for part in parts]
     made = [pl.Series(part, dtype=pl.Binary) for part in parts]
     values = pl.concat([empty, *cut, *made])[skipped:]
     for each in (values, values.gather([*range(0, len(values), 3)]), values.rechunk(), values.reverse()):
