@@ -17,7 +17,7 @@ from faust.types import TP
 
 from infra import settings as configuration
 from infra.kafka.connection import Connection, connect_to
-from infra.kafka.reach import await_cluster
+from infra.kafka.reach import await_cluster, patiently
 from infra.kafka.topics import partitions_of
 from infra.logging import configure
 from infra.observe.instruments import Instruments
@@ -75,8 +75,8 @@ class StreamApp(faust.App):
             await self.observe.start()
         await super().on_start()
         await await_cluster(self.worker.connection, patience_s=self.patience_s)
-        await self._find_topics()
-        await self.worker.start(self.fail)
+        await patiently(self._find_topics, patience_s=self.patience_s)
+        await self.worker.start(self.fail, patience_s=self.patience_s)
         # What is loaded by now stays: a full round of the garbage collector need not look through it.
         gc.collect()
         gc.freeze()

@@ -13,7 +13,7 @@ from infra.kafka.cluster import find_cluster
 from infra.settings import Settings
 
 # How long Polars keeps memory that is free for what comes next, and how many pools of it there are.
-_KEPT_MS = 10_000
+_KEPT_MS = 2_000
 _MOST_POOLS = 4
 # It leaves this in the environment once it is imported.
 _BY_POLARS = ("dirty_decay_ms:500", "muzzy_decay_ms:1000")
@@ -44,7 +44,7 @@ def spare_memory() -> None:
 
 
 def keep_memory() -> None:
-    """Have Polars keep what is free for ten seconds, in a pool for each core; to be called before its import.
+    """Have Polars keep what is free for two seconds, in a pool for each core; to be called before its import.
 
     By itself it gives memory back after half a second, and takes it again page by page for the next batch: a
     twentieth of a worker's time. And it has four pools for each core, each of which keeps its own.

@@ -25,6 +25,7 @@ from aiokafka import AIOKafkaProducer
 from faust.types import TP
 
 from infra.kafka.connection import Connection
+from infra.kafka.reach import patiently
 from infra.observe import metrics
 from infra.observe.instruments import Instruments
 from infra.observe.server import Readiness
@@ -183,7 +184,7 @@ class StreamWorker:
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def start(self, crash: Callable[[BaseException], Awaitable[object]]) -> None:
+    async def start(self, crash: Callable[[BaseException], Awaitable[object]], *, patience_s: float) -> None:
         """Connect the producer and begin; `crash` is told when a part of the worker dies."""
         self._crash = crash
         self._producer = AIOKafkaProducer(
@@ -194,7 +195,7 @@ class StreamWorker:
             max_request_size=16_777_216,
             max_batch_size=262_144,
         )
-        await self._producer.start()
+        await patiently(self._producer.start, patience_s=patience_s)
         if self._models is not None:
             await self._models.start()
         self._outbox = Outbox(self._producer)

@@ -89,7 +89,7 @@ subprocess.run([sys.executable, "-c", {_CHILD!r}], check=True)
 
 @pytest.mark.parametrize("program", [_CHILD, _PARENT], ids=["by hand", "by a process that has Polars"])
 @pytest.mark.parametrize(
-    ("said", "kept_ms"), [("", "10000"), ("dirty_decay_ms:70", "70")], ids=["as it comes", "as wished"]
+    ("said", "kept_ms"), [("", "2000"), ("dirty_decay_ms:70", "70")], ids=["as it comes", "as wished"]
 )
 def test_polars_keeps_what_is_free_whoever_starts_the_worker(program: str, said: str, kept_ms: str) -> None:
     environment = {**os.environ, "_RJEM_MALLOC_CONF": ",".join(filter(None, [said, "stats_print:true"]))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,21 @@ def test_silent_partitions_hold_no_window_open_and_what_they_bring_later_is_late
     featured = pl.concat(frames).get_column("flight_id").to_list()
     assert len(featured) == len(set(featured))
     assert set(late.get_column("flight_id")) <= set(featured)
+
+
+def test_a_cluster_that_dies_while_a_worker_starts_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    with contextlib.closing(Worker(cluster, tmp_path / "between", "between")) as worker:
+        worker.start(("the cluster answered", 1, "SIGSTOP"), level="warn")
+        wait_until(worker.is_frozen, "the worker knows that the cluster is there", within_s=90)
+        cluster.broker.kill()
+        worker.signal(signal.SIGCONT)
+        wait_until(lambda: worker.assert_runs() and "no broker answers yet" in worker.log(), "it waits")
+        cluster.broker.start()
+        outcome = Outcome(cluster, worker.home, "between")
+        if not cluster.pushed:
+            cluster.push(flights(1))
+        wait_until(lambda: worker.assert_runs() and outcome.holds_all(), "all is taken", within_s=90)
+        assert worker.end() == 0
 
 
 def test_a_worker_ends_while_its_cluster_is_dead(cluster: Cluster, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from aiokafka.conn import AIOKafkaConnection, collect_hosts
 from aiokafka.errors import (
@@ -29,6 +31,8 @@ CLOSE_TIMEOUT_S = 0.1
 _LOOK_AGAIN_S = 1.0
 
 log = logger(__name__)
+
+T = TypeVar("T")
 
 
 class ClusterUnreachable(Retryable):
@@ -78,12 +82,22 @@ async def await_cluster(connection: Connection, *, patience_s: float) -> str:
 
     Raises ClusterUnreachable once the patience is at an end, ClusterRefuses at once.
     """
+    return await patiently(partial(reach, connection), patience_s=patience_s)
+
+
+async def patiently(step: Callable[[], Awaitable[T]], *, patience_s: float) -> T:
+    """What a step of a start gives that needs the cluster, tried again while no broker answers.
+
+    One that answered the step before may have died since, and comes back. Raises what the step raised once
+    the patience is at an end; what would be no other the next time, at once.
+    """
     deadline_s = time.monotonic() + patience_s
     while True:
         try:
-            return await reach(connection)
-        except ClusterUnreachable as error:
-            if time.monotonic() > deadline_s:
+            return await step()
+        except (ClusterUnreachable, KafkaError) as error:
+            may_pass = isinstance(error, ClusterUnreachable) or error.retriable
+            if not may_pass or time.monotonic() > deadline_s:
                 raise
             log.warning("no broker answers yet, waiting", error=str(error), at_most_s=patience_s)
         await asyncio.sleep(_LOOK_AGAIN_S)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 PLACES = (
+    "the cluster answered",  # that was asked at its start, and it is not connected yet
     "before a commit",  # its dead letters are out, its rows are not in
     "linking",  # its data file is written, its log entry is not there
     "before the flush",  # rows and log entry are written, nothing is on disk for sure
@@ -44,7 +45,18 @@ def arm(where: str, strike: Callable[[], None]) -> None:
     import streams.ledger.commit
     from streams.ledger.commit import Ledger
 
-    if where == "announcing":
+    if where == "the cluster answered":
+        import streams.app
+
+        answered = streams.app.await_cluster
+
+        async def asked(*arguments: Any, **named: Any) -> str:
+            found = await answered(*arguments, **named)
+            strike()
+            return found
+
+        streams.app.await_cluster = asked
+    elif where == "announcing":
         send = AIOKafkaProducer.send_batch
 
         async def sent(self: Any, *arguments: Any, **named: Any) -> Any:

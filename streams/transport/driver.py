@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from faust import Topic
 from faust.transport.drivers import TRANSPORTS
-from faust.transport.drivers.aiokafka import Transport
+from faust.transport.drivers.aiokafka import Producer, Transport
 from faust.types import EventT
 from faust.types.tuples import Message
 
+from infra.kafka.reach import patiently
 from streams.transport.consumer import FrameConsumer
 
 SCHEME = "tidemill"
 
 
+class PatientProducer(Producer):
+    """Stock, but for its start: a cluster that went away since the worker began is waited for."""
+
+    async def on_start(self) -> None:
+        """See `patiently`."""
+        await super(Producer, self).on_start()
+        producer = self._producer = self._new_producer()
+        self.beacon.add(producer)
+        await patiently(producer.start, patience_s=self.app.patience_s)  # type: ignore[attr-defined]
+
+
 class FrameTransport(Transport):
-    """aiokafka transport that consumes frames. Producing is stock."""
+    """aiokafka transport that consumes frames."""
 
     Consumer = FrameConsumer
+    Producer = PatientProducer
     driver_version = f"frames over {Transport.driver_version}"
 
 

@@ -25,6 +25,7 @@ from faust.transport.drivers.aiokafka import (
 )
 from faust.types import TP
 
+from infra.kafka.reach import patiently
 from streams.ledger.commit import Partition
 from streams.ledger.positions import PositionLost, expired, made_anew
 from streams.transport.frame import Frame, read_frame
@@ -89,6 +90,12 @@ class FrameFetchThread(AIOKafkaConsumerThread):
             connections_max_idle_ms=conf.consumer_connections_max_idle_ms,
             **credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
         )
+
+    async def on_start(self) -> None:
+        """Connect, also to a cluster that went away since the worker began."""
+        consumer = self._consumer = self._create_consumer(loop=self.thread_loop)
+        self.time_started = time.monotonic()
+        await patiently(consumer.start, patience_s=self.app.patience_s)  # type: ignore[attr-defined]
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Until they are sought anew, nothing is read of any partition."""
