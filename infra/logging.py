@@ -17,6 +17,8 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import sys
+import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
@@ -116,13 +118,14 @@ def _without_message(
 class _Once(structlog.stdlib.ProcessorFormatter):
     """Makes a line once for all who ask: two handlers do, and that of the file to see whether it has room."""
 
-    _last: tuple[logging.LogRecord | None, str] = (None, "")
+    # Not the record itself: one of an exception holds all that the exception's frames hold.
+    _last: tuple[Callable[[], logging.LogRecord | None], str] = (lambda: None, "")
 
     def format(self, record: logging.LogRecord) -> str:
         known, line = self._last
-        if known is not record:
+        if known() is not record:
             line = super().format(record)
-            self._last = (record, line)
+            self._last = (weakref.ref(record), line)
         return line
 
 

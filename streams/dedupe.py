@@ -45,7 +45,8 @@ class Seen:
 
     def keys(self, rows: pl.DataFrame) -> Keys:
         """What is asked, and remembered, of rows."""
-        return Keys.of(rows, self.key)
+        keys = rows.get_column(self.key)
+        return Keys(keys, keys.hash().to_numpy(), rows.get_column("_time").to_numpy())
 
     def remember(self, fresh: Keys, *, forget_before_ms: int | None = None) -> None:
         """Add rows that are in the dataset; forget what rows from an event time on cannot repeat."""
@@ -101,11 +102,6 @@ class Keys:
     keys: pl.Series
     hashes: np.ndarray
     times_ms: np.ndarray
-
-    @classmethod
-    def of(cls, rows: pl.DataFrame, key: str) -> Keys:
-        keys = rows.get_column(key)
-        return cls(keys, keys.hash().to_numpy(), rows.get_column("_time").to_numpy())
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from infra.kafka.connection import Connection
-from infra.kafka.reach import ClusterUnreachable
+from infra.kafka.reach import patiently
 from infra.kafka.topics import ensure
-from infra.logging import logger
 from infra.observe.instruments import Instruments
 from infra.observe.server import Readiness, serve_metrics
 from infra.observe.traces import begin
@@ -26,10 +25,7 @@ from trainers.store_server import StoreServer
 from trainers.stores import Stores
 from trainers.trainer import Trainer
 
-log = logger(__name__)
-
 LOCK_FILE = "trainer.lock"
-_LOOK_AGAIN_S = 1.0
 
 
 async def run_trainer(settings: Settings, connection: Connection) -> None:
@@ -106,18 +102,9 @@ async def _run(settings: Settings, connection: Connection, observed: _Observed) 
 
 async def await_topics(settings: Settings, connection: Connection) -> None:
     """The trainer's topics. A cluster that is starting again, as after a power cut, is waited for."""
-    deadline_s = time.monotonic() + settings.kafka.patience_s
-    while True:
-        try:
-            await ensure(FOLLOWED, connection, replication_factor=settings.kafka.replication_factor)
-            return
-        except ClusterUnreachable as error:
-            if time.monotonic() > deadline_s:
-                raise
-            log.warning(
-                "no broker answers yet, waiting", error=str(error), at_most_s=settings.kafka.patience_s
-            )
-        await asyncio.sleep(_LOOK_AGAIN_S)
+    replicas = settings.kafka.replication_factor
+    asked = partial(ensure, FOLLOWED, connection, replication_factor=replicas)
+    await patiently(asked, patience_s=settings.kafka.patience_s)
 
 
 async def _work(trainer: Trainer) -> None:
