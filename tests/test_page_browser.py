@@ -157,15 +157,17 @@ class Road:
 
     def is_settled(self) -> bool:
         """All that was decided is done, and the newest model answers."""
-        (decided,) = self.says("decisions")["pipelines"]
-        jobs, models = self.says("jobs"), self.says("models")["models"]
+        # The page reads windows and decisions from two topics: it may have all of one, and none of the other.
+        decided = next(iter(self.says("decisions").get("pipelines", ())), None)
+        jobs, models = self.says("jobs"), self.says("models").get("models")
+        if not (decided and jobs and models):
+            return False
         is_over = jobs["states"].keys() <= OVER
         is_said = sum(decided["verdicts"].values()) == self.closed()
         return (
             is_said
             and jobs["requested"] == decided["verdicts"]["yes"] + self.asked_by_hand
             and is_over
-            and bool(models)
             and all("gate" in model["adopted_by"] for model in models if model["live"])
         )
 
