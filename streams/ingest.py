@@ -200,7 +200,7 @@ class Ingest:
         decoded = self._decoders[topic].decode(frames)
         tally = Tally(frames, self._pane_start() if self._accounts(topic) else None, self._streaks[topic])
         tally.refused += decoded.refused
-        rows = locate(frames, decoded.rows, source=topic, event_time=source.event_time)
+        rows = locate(frames, decoded.rows, event_time=source.event_time)
         now = Now.at(now_ms) if now_ms is not None else appended(frames)
         rows = timed(source, rows, now, tally)
         rows = sifted(self.pipeline.rules(topic), rows, tally)
@@ -240,8 +240,9 @@ class Ingest:
         if (keys := sifted.keys) is not None:
             repeats = self.seen[topic].repeats(keys)
             if repeats.any():
-                tally.drop(keep(rows, pl.Series(repeats)), DEDUPE)
-                rows, keys = keep(rows, pl.Series(~repeats)), keys.at(np.flatnonzero(~repeats))
+                # Which window a repeat belongs to is all that is said of it.
+                tally.drop(keep(rows.select("_time"), pl.Series(repeats)), DEDUPE)
+                rows, keys = keep(rows, pl.Series(~repeats)), keys.where(~repeats)
             prepared.keys[topic] = keys
         if topic == self.pipeline.source.topic:
             rows = self._late(rows)
@@ -249,7 +250,8 @@ class Ingest:
             prepared.accounts = tally.accounts
             for pane, account in summarise(rows, start=self._pane_start()).items():
                 tally.add(pane, account)
-        prepared.by_source[topic] = drop(rows, ("_frame", "_index"))
+        # Their source last: what is the same for all rows need not be sorted out with them.
+        prepared.by_source[topic] = drop(rows, ("_frame", "_index")).with_columns(_source=pl.lit(topic))
         prepared.counts[topic] = Counts(
             events=sifted.decoded.events,
             rows=rows.height,

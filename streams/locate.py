@@ -6,37 +6,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from streams.transport.frame import Frame
 
 
-def locate(frames: Sequence[Frame], rows: pl.DataFrame, *, source: str, event_time: str) -> pl.DataFrame:
-    """Decoded rows with `_source`, `_partition`, `_offset` and `_time`, in their order."""
-    partitions = pl.Series([f.partition for f in frames], dtype=pl.Int32)
-    dense_from = pl.Series([f.offsets[0] if _is_dense(f) else None for f in frames], dtype=pl.Int64)
-    rows = rows.with_columns(_partition=pl.lit(partitions).gather(pl.col("_frame")))
-    offset = pl.lit(dense_from).gather(pl.col("_frame")) + pl.col("_index")
-    sparse = [number for number, frame in enumerate(frames) if frame.offsets and not _is_dense(frame)]
-    if sparse:
-        looked_up = pl.DataFrame(
-            {
-                "_frame": [i for i in sparse for _ in frames[i].offsets],
-                "_index": [k for i in sparse for k in range(len(frames[i].offsets))],
-                "_sparse": [o for i in sparse for o in frames[i].offsets],
-            },
-            schema={"_frame": pl.Int32, "_index": pl.Int32, "_sparse": pl.Int64},
-        )
-        rows = rows.join(looked_up, on=["_frame", "_index"], how="left", maintain_order="left")
-        offset = pl.coalesce(offset, pl.col("_sparse"))
-        rows = rows.with_columns(_offset=offset).drop("_sparse")
-    else:
-        rows = rows.with_columns(_offset=offset)
-    return rows.with_columns(_source=pl.lit(source), _time=pl.col(event_time).cast(pl.Int64))
-
-
-def _is_dense(frame: Frame) -> bool:
-    return isinstance(frame.offsets, range) and len(frame.offsets) > 0
+def locate(frames: Sequence[Frame], rows: pl.DataFrame, *, event_time: str) -> pl.DataFrame:
+    """Decoded rows with `_partition`, `_offset` and `_time`, in their order: frame by frame."""
+    # No query: each has its price of some 200 us, and the frame of a row tells all but its offset.
+    of_frame, index = rows.get_column("_frame").to_numpy(), rows.get_column("_index").to_numpy()
+    ends = np.searchsorted(of_frame, np.arange(len(frames) + 1))
+    partition = np.repeat(np.array([f.partition for f in frames], np.int32), np.diff(ends))
+    offset = np.empty(rows.height, np.int64)
+    for number, frame in enumerate(frames):
+        own = slice(ends[number], ends[number + 1])
+        if isinstance(frame.offsets, range):
+            np.add(index[own], frame.offsets.start, out=offset[own])
+        else:
+            offset[own] = np.array(frame.offsets, np.int64)[index[own]]
+    return rows.with_columns_seq(
+        pl.Series("_partition", partition),
+        pl.Series("_offset", offset),
+        _time=pl.col(event_time).cast(pl.Int64),
+    )
 
 
 @dataclass(frozen=True, slots=True)

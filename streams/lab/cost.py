@@ -50,7 +50,7 @@ def costs(pipeline: Pipeline, frames: Sequence[Frame], *, writers: Writers | Non
 
         decoder = Decoder(source.schema, writers=writers, unmarked=source.content_type)
         timed("decode", lambda decoder=decoder, own=own: decoder.decode(own))
-        rows = locate(own, decoder.decode(own).rows, source=topic, event_time=source.event_time)
+        rows = locate(own, decoder.decode(own).rows, event_time=source.event_time)
         rows = rows.filter(pl.col("_time").is_not_null(), pl.col(source.key).is_not_null())
         for step in pipeline.rules(topic):
             if isinstance(step, Dedupe):
