@@ -146,7 +146,7 @@ class Worker(_Section):
     its partitions back at once, instead of when its session has timed out."""
     session_timeout_ms: PositiveInt = 10_000
     """A worker silent for so long loses its partitions to the others."""
-    batch_rows: PositiveInt = 100_000
+    batch_rows: PositiveInt = 150_000
     """Most rows that one step of the pipeline and one commit handle; a record of more is a batch alone."""
     batch_bytes: PositiveInt = 16 * 1024 * 1024
     """About how many bytes of record values are one batch: a fetched chunk more, at most."""

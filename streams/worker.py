@@ -1,8 +1,8 @@
 """The ingesting half of a worker: frames in, commits out. Thin around the pure steps.
 
-While one batch is committed the next is sifted. The ledger decides what a frame is: a repeat (dropped), the
-next one (taken), or one too far ahead because something between got lost on the way (read again). So
-whatever Kafka's group, Faust's buffers or a crash do to frames, a row is committed once.
+While one batch is committed the next ones are sifted. The ledger decides what a frame is: a repeat
+(dropped), the next one (taken), or one too far ahead because something between got lost on the way (read
+again). So whatever Kafka's group, Faust's buffers or a crash do to frames, a row is committed once.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ _SEEK_AGAIN_S = 2.0
 _STALLED_S = 3.0
 # How long a worker that ends waits for commits and announcements in flight.
 _LAST_WORK_S = 10.0
+# Batches that are sifted ahead of the one that is being committed: by one, each waits for the other's turn.
+_AHEAD = 2
 # How often the partitions' ends are looked at, for the lag that metrics show.
 _LOOK_S = 3.0
 # How often the topics' partitions are looked at, and how long one must be gone before that is believed.
@@ -160,7 +162,7 @@ class StreamWorker:
         self._models = models
         self._queue = FrameQueue(options.batch_rows, options.batch_bytes)
         self._batches: asyncio.Queue[Batch] = asyncio.Queue()
-        self._ahead = asyncio.Semaphore(1)
+        self._ahead = asyncio.Semaphore(_AHEAD)
         self._nothing_in_hand = asyncio.Event()
         self._nothing_in_hand.set()
         self._term = 0
@@ -448,7 +450,7 @@ class StreamWorker:
     # ── commits ─────────────────────────────────────────────────────────────────────────────────────
 
     async def _sift_forever(self) -> None:
-        """Sift one batch ahead of the one that is being committed."""
+        """Sift ahead of the batch that is being committed."""
         while True:
             await self._ahead.acquire()
             await self._worth_taking()
