@@ -5,8 +5,9 @@
 Each event has an instant at which it is due, whatever the cluster answers; its row is visible once the
 commit that holds it stands in the dataset's log, where any reader finds it. So waiting in the producer, in
 Kafka and in the worker all count, and so does falling behind. What passes until Kafka has acknowledged the
-event stands beside it. Batches are made beforehand, of what falls due within 10 ms, and sent when the
-last of them is due: on a machine of few cores, to make them meanwhile would be half of the work.
+event stands beside it. Batches are made beforehand, of what falls due within 40 ms, and sent when the
+last of them is due: on a machine of few cores, to make them meanwhile would be half of the work. The worker
+is fresh: for some seconds, which are not counted, it gets half of the rate.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ from schemas.producer.record_batch import Records, WholeBatch, batches
 
 TOPIC = "bench.latency"
 MOST_P50_MS, MOST_P99_MS = 300.0, 1_000.0
-_LINGER_S = 0.01
-"""So long a producer gathers what falls due."""
-_SETTLE_S = 3.0
-"""What was due before that is not counted: caches fill, code is compiled."""
+_LINGER_S = 0.04
+"""So long a producer gathers what falls due. It has one batch of a partition under way at a time, so what it
+gathers must last until that is acknowledged: with 10 ms it fell behind by itself."""
+_SETTLE_S = 5.0
+"""What was due before that is not counted, and comes at half of the rate: caches fill, code is compiled."""
 _PATIENCE_S = 120.0
 _BATCH_BYTES = 2**20
 _LOOK_S = 0.1
@@ -184,7 +186,7 @@ async def _run_on(
     connection = Connection(bootstrap_servers=bootstrap_servers)
     topic = readings.declare(name=TOPIC)
     await ensure([*topics.TOPICS, topic], connection)
-    lanes = _lanes(rate, seconds + _SETTLE_S, topic.partitions)
+    lanes = _lanes(rate, seconds + _SETTLE_S / 2, topic.partitions)
     filled = Filled(
         events=sum(lane.events for lane in lanes),
         records=tuple(lane.events for lane in lanes),
@@ -201,7 +203,7 @@ async def _run_on(
     try:
         worker.start()
         watch.start()
-        await _send(producer, lanes, seconds + _SETTLE_S, watch, worker)
+        await _send(producer, lanes, seconds, watch, worker)
         through = await _until(lambda: _events(watch) >= filled.events, worker)
     finally:
         watch.stop()
@@ -250,13 +252,13 @@ def _lane(partition: int, records: pl.DataFrame, seconds: float) -> Lane:
 async def _send(
     producer: AIOKafkaProducer, lanes: Sequence[Lane], seconds: float, watch: Watch, worker: Supervised
 ) -> None:
-    """Send each batch when its last event is due."""
+    """Send each batch when its last event is due; `seconds` long, after it has settled."""
     await asyncio.gather(*(_send_batch(producer, lane, lane.batches[0], 1) for lane in lanes))
     if not await _until(lambda: _events(watch) > 0, worker):
         raise Absent(f"no event was committed within {_PATIENCE_S:g} s; the log ends:\n{worker.log_tail()}")
     began_s = time.monotonic()
     for lane in lanes:
-        lane.due_s = began_s + np.arange(lane.events) * (seconds / lane.events)
+        lane.due_s = began_s + instants_s(lane.events, seconds)
     await asyncio.gather(*(_keep_up(producer, lane) for lane in lanes))
 
 
@@ -294,6 +296,12 @@ async def _until(holds: Callable[[], bool], worker: Supervised) -> bool:
         worker.keep_alive()
         await asyncio.sleep(_LOOK_S)
     return True
+
+
+def instants_s(events: int, seconds: float, *, settle_s: float = _SETTLE_S) -> np.ndarray:
+    """When each event is due, (events,): evenly over so many seconds, before which half as many come."""
+    settled = events * settle_s / (settle_s + 2 * seconds)
+    return np.interp(np.arange(events), [0, settled, events], [0, settle_s, settle_s + seconds])
 
 
 def by_second(
