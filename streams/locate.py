@@ -22,7 +22,8 @@ def locate(frames: Sequence[Frame], rows: pl.DataFrame, *, event_time: str) -> p
     for number, frame in enumerate(frames):
         own = slice(ends[number], ends[number + 1])
         if isinstance(frame.offsets, range):
-            np.add(index[own], frame.offsets.start, out=offset[own])
+            # As int64: beside an index of 32 bits, a number of Python's would have to be one, too.
+            np.add(index[own], np.int64(frame.offsets.start), out=offset[own])
         else:
             offset[own] = np.array(frame.offsets, np.int64)[index[own]]
     return rows.with_columns_seq(
