@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.settings import Settings, describe, load
+from infra.settings_model import Worker
 from schemas.errors import InvalidConfiguration
 
 
@@ -53,7 +54,7 @@ def test_a_named_file_is_read_instead_and_its_relative_paths_start_at_its_folder
     by_option = load(elsewhere / "mine.toml")
     assert by_option.paths.artifacts == elsewhere / "data" / "artifacts"
     assert by_option.broker.java == elsewhere / "jre"
-    assert by_option.worker.batch_rows == 100_000
+    assert by_option.worker.batch_rows == Worker().batch_rows
     assert sources(by_option)["paths.home"][1] == f"{elsewhere / 'mine.toml'}:1"
     monkeypatch.setenv("TIDEMILL_CONFIG", "etc/mine.toml")
     monkeypatch.setenv("TIDEMILL_PATHS__LOGS", "logs-here")
