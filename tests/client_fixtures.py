@@ -50,6 +50,14 @@ def overflowing() -> bytes:
     return safetensors.torch.save(state)
 
 
+def in_float64(value: float) -> bytes:
+    """Weights that are all one number, kept with more bits than a network computes with."""
+    state = safetensors.torch.load(weights(0))
+    return safetensors.torch.save(
+        {k: torch.full_like(v, value, dtype=torch.float64) for k, v in state.items()}
+    )
+
+
 def answers(content: bytes, config: dict[str, Any] = CONFIG) -> list[float]:
     """What a network with these weights answers, loaded by hand."""
     network = TabularNetwork.from_config(config)

@@ -376,7 +376,7 @@ async def test_a_download_that_is_given_up_while_it_writes_writes_no_byte_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that writes cannot be called back, and the next try goes on behind what it wrote."""
-    content = random.Random(1).randbytes(524_288)
+    content = random.Random(1).randbytes(4_194_304)
     digest = hashlib.sha256(content).hexdigest()
     append, writing, written = Downloader._append, threading.Event(), threading.Event()
 
@@ -391,7 +391,7 @@ async def test_a_download_that_is_given_up_while_it_writes_writes_no_byte_twice(
 
     async def first_part(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
-        writer.write(content[:400_000])
+        writer.write(content[:3_200_000])
         await writer.drain()
         await asyncio.sleep(60)
 
@@ -405,5 +405,5 @@ async def test_a_download_that_is_given_up_while_it_writes_writes_no_byte_twice(
         assert await asyncio.to_thread(written.wait, 10)
         await asyncio.sleep(0.3)
     there = (tmp_path / f"{digest}.part").read_bytes()
-    assert len(there) >= 262_144
+    assert len(there) >= 2_097_152
     assert there == content[: len(there)]

@@ -23,7 +23,8 @@ from .turns import Turns
 _PAUSES_S = (0.05, 0.2, 0.8, 2.0)
 _KEPT = 3
 _LOCKED_S = 0.05
-_WRITE_BYTES = 131_072
+_WRITE_BYTES = 1_048_576
+_STEP_BYTES = 65_536
 _HASH_BYTES = 65_536
 _OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
 
@@ -127,7 +128,7 @@ class Downloader:
         bare = address.copy_with(userinfo=b"")
         try:
             async with self._http.stream("GET", bare, headers=headers, auth=auth) as answer:
-                written = have = self._begins_at(answer, artifact, have)
+                rested = written = have = self._begins_at(answer, artifact, have)
                 await give_way()
                 unwritten: list[bytes] = []
                 try:
@@ -140,7 +141,9 @@ class Downloader:
                             # Taken out first: what is cancelled meanwhile is still written, and only once.
                             at, chunks, written, unwritten = written, unwritten, have, []
                             await asyncio.to_thread(self._append, artifact, at, chunks)
+                        if have - rested >= _STEP_BYTES:
                             # The event loop is the answers' as well: a store beside us would fill it.
+                            rested = have
                             await give_way()
                 finally:
                     # What came before a break is kept, and the next try goes on behind it.
