@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import io
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
 import pytest
+from aiokafka import AIOKafkaProducer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.kafka import EmbeddedBroker, connect_to
 from infra.kafka.connection import Connection
-from infra.settings_model import Worker
-from schemas.envelope import ARROW_STREAM
+from infra.kafka.read import read_to_end
+from infra.kafka.topics import ensure
+from infra.settings_model import Kafka, Worker
+from schemas import topics
+from schemas.dead_letter import DeadLetter
+from schemas.envelope import ARROW_STREAM, open_record, unwrap
 from schemas.topics import CONTENT_TYPE_HEADER
+from streams.announce.outbox import Outbox
 from streams.pipelines.flights import flights
 from streams.queue import Arrived, FrameQueue
 from streams.transport.frame import Frame, Headers
-from streams.worker import StreamWorker
+from streams.worker import _LETTERS, StreamWorker
 from tests.stream_fixtures import frame_of
 
 ARROW: Headers = ((CONTENT_TYPE_HEADER, ARROW_STREAM.encode()),)
@@ -131,3 +139,47 @@ async def test_a_worker_sifts_ahead_what_is_full_by_its_bytes(tmp_path: Path) ->
     await worker._queue.put(Arrived(frame([None], first=3), lambda: None))
     async with asyncio.timeout(10):
         await worker._worth_taking()
+
+
+async def test_a_batch_of_nothing_but_dead_letters_leaves_the_event_loop_to_others_between(
+    kafka: EmbeddedBroker, tmp_path: Path
+) -> None:
+    cluster = connect_to(Kafka(), kafka.bootstrap_servers)
+    await ensure(topics.TOPICS, cluster)
+    worker = StreamWorker(flights, dataset_dir=tmp_path, connection=cluster, options=Worker())
+    refused = [
+        DeadLetter(
+            pipeline="in-pieces",
+            topic="raw",
+            partition=0,
+            offset=offset,
+            reason="malformed",
+            rule="value",
+            detail="no JSON",
+        )
+        for offset in range(2 * _LETTERS + 5_000)
+    ]
+    out = [0]
+
+    async def look() -> None:
+        while True:
+            out.append(len(worker._known_letters))
+            await asyncio.sleep(0)
+
+    async with AIOKafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers, max_request_size=2**24
+    ) as producer:
+        worker._outbox = Outbox(producer)
+        looking = asyncio.create_task(look())
+        await worker._publish_letters(refused)
+        looking.cancel()
+        # As after a commit that failed: they are out, and not said again.
+        await worker._publish_letters(refused)
+    assert max(after - before for before, after in pairwise(out)) <= _LETTERS
+    said = [
+        letter.event_id()
+        async for record in read_to_end(cluster, {topics.DEAD_LETTERS.name: None})
+        if isinstance(letter := unwrap(open_record(record.key, record.value, record.headers)), DeadLetter)
+        and letter.pipeline == "in-pieces"
+    ]
+    assert said == [letter.event_id() for letter in refused]
