@@ -29,7 +29,7 @@ from schemas.job import (
     JobStarted,
     JobSucceeded,
 )
-from schemas.model import CurrentModel, Manifest, ModelRefused, Scores
+from schemas.model import CanaryPromoted, CurrentModel, Manifest, ModelRefused, RolledBack, Scores
 
 ALIAS = "live"
 _JOB, _VERSION = "tidemill.job_id", "tidemill.version"
@@ -302,10 +302,13 @@ class Mlflow:
 
 
 def _why(event: CurrentModel) -> str:
-    reason = getattr(event, "reason", "")
-    if reason:
-        return f"rolled back to: {reason}"
-    return _published_because(event.manifest)
+    match event:
+        case RolledBack(reason=reason):
+            return f"rolled back to: {reason}"
+        case CanaryPromoted(canary_version=canary, reason=reason):
+            return f"promoted, having been canary version {canary}: {reason}"
+        case _:
+            return _published_because(event.manifest)
 
 
 def _published_because(manifest: Manifest) -> str:
