@@ -155,6 +155,7 @@ class StreamWorker:
         self._upkeep = upkeep or Upkeep()
         self.uri = str(dataset_dir / (dataset or pipeline.name))
         self._since = since
+        self._source = f"/tidemill/{pipeline.name}"
         self.totals = Totals()
         self._configuration = configuration_sha256
         self._now_ms = now_ms
@@ -246,7 +247,7 @@ class StreamWorker:
         """Say on the alerts' topic what only a person can decide. The worker stops either way."""
         alert = lost.alert(self.pipeline.name)
         now_ms = self._now_ms()
-        envelope = wrap(alert, source=f"/tidemill/{self.pipeline.name}", time_ms=now_ms)
+        envelope = wrap(alert, source=self._source, time_ms=now_ms)
         try:
             async with asyncio.timeout(_ALERT_S):
                 await self._outbox.publish([Announced(topics.ALERTS.name, envelope)])
@@ -611,14 +612,13 @@ class StreamWorker:
         return taken
 
     async def _publish_letters(self, refused: Sequence[DeadLetter]) -> None:
-        source = f"/tidemill/{self.pipeline.name}"
         # In pieces: a batch of nothing but these would keep the event loop from all else for seconds.
         for start in range(0, len(refused), _LETTERS):
             letters = [
                 Announced(
                     topics.DEAD_LETTERS.name,
                     # By the record's own time: whoever refuses it again says the very same.
-                    wrap(letter, source=source, time_ms=max(letter.timestamp_ms, 0)),
+                    wrap(letter, source=self._source, time_ms=max(letter.timestamp_ms, 0)),
                 )
                 for letter in refused[start : start + _LETTERS]
             ]
