@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 from collections.abc import Sequence
 
 from faust.cli.faust import cli
 
+from infra import malloc
 from infra.kafka.cluster import find_cluster
 from infra.settings import Settings
 
@@ -17,30 +16,6 @@ _KEPT_MS = 2_000
 _MOST_POOLS = 4
 # It leaves this in the environment once it is imported.
 _BY_POLARS = ("dirty_decay_ms:500", "muzzy_decay_ms:1000")
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_ARENAS = 2
-_MAPPED_BYTES, _KEPT_BYTES = 4 * 2**20, 64 * 2**20
-
-
-def spare_memory() -> None:
-    """Have glibc's malloc keep little of what is free.
-
-    All threads take memory from a few arenas: by itself each has one of its own, and a chunk is fetched by
-    one thread and let go of by another. And what is as large as an answer to a fetch is always mapped, and
-    given back at once: by itself malloc soon takes such from an arena, too, and leaves holes there.
-
-    Does nothing where the environment (`MALLOC_ARENA_MAX`, `MALLOC_MMAP_THRESHOLD_`) says otherwise, or
-    malloc is not glibc's.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        if "MALLOC_ARENA_MAX" not in os.environ:
-            mallopt(_M_ARENA_MAX, _ARENAS)
-        if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-            mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-            # Which would else be no more than 128 KiB from now on.
-            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def keep_memory() -> None:
@@ -66,7 +41,7 @@ def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
 
     Any further arguments are Faust's own.
     """
-    spare_memory()
+    malloc.spare()
     if settings.worker.polars_threads is not None:  # read when Polars computes for the first time
         os.environ["POLARS_MAX_THREADS"] = str(settings.worker.polars_threads)
     keep_memory()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
+import google_crc32c
 import polars as pl
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.checksum import crc32c
 from schemas.producer.record_batch import Compression, Records, WholeBatch, batches
 
 MS = 1_767_225_600_000
@@ -108,3 +111,12 @@ def test_a_batch_that_is_sent_again_keeps_its_bytes_and_takes_no_more_records() 
     assert batch.closed()
     assert batch.append(timestamp=MS, key=b"k", value=b"w") is None
     assert batch.record_count() == 1
+
+
+@pytest.mark.parametrize("implementation", ["c", "python"])
+def test_the_checksum_is_the_same_without_the_processors_instruction(
+    implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = memoryview(bytes(range(256)) * 4_000)[21:]
+    monkeypatch.setattr(google_crc32c, "implementation", implementation)
+    assert crc32c(data) == calc_crc32c(data.tobytes())

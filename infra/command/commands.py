@@ -130,8 +130,10 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Push a file's events to a raw topic; run again, it goes on where it stopped."""
+    from infra import malloc
     from infra.push import push_file
 
+    malloc.keep()
     if pipeline is not None:
         from streams.load import load_pipeline
 

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from aiokafka import codec
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.record.util import calc_crc32c, encode_varint
+from aiokafka.record.util import encode_varint
+
+from ..checksum import crc32c
 
 Compression = Literal["none", "gzip", "lz4", "zstd"]
 
@@ -90,8 +92,7 @@ class WholeBatch(BatchBuilder):
                 *self._producer,
                 self._relative_offset,
             )
-            checked: Any = memoryview(self._buffer)[_CHECKED_FROM:]  # any buffer does, whatever it declares
-            _CRC.pack_into(self._buffer, _CRC_AT, calc_crc32c(checked))
+            _CRC.pack_into(self._buffer, _CRC_AT, crc32c(memoryview(self._buffer)[_CHECKED_FROM:]))
             self._body = memoryview(b"")
         return self._buffer
 
