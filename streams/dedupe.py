@@ -62,10 +62,16 @@ class Seen:
         else:
             self._sieve = Sieve(*(part.hashes for part in self._parts))
 
-    def repeats(self, asked: Keys) -> np.ndarray:
-        """True for a row that repeats one of the dataset, or one that was kept before it of these: (N,)."""
+    def repeats(self, asked: Keys, coming: Keys | None = None) -> np.ndarray:
+        """True for a row that repeats one of the dataset, or one that was kept before it of these: (N,).
+
+        Args:
+            coming: rows on their way into the dataset, which are not remembered yet; they count, too.
+        """
         # Nearly every key is new, which its hash alone tells. Only for the others is looked more closely.
         older = self._older(asked)
+        if coming is not None:
+            older = coming.and_those(older) if len(older) else coming
         in_frame = come_again(asked.hashes)
         may_repeat = in_frame | self._sieve.may_hold(asked.hashes)
         if len(older):
@@ -78,7 +84,7 @@ class Seen:
         return repeated
 
     def _known(self, hashes: np.ndarray, older: Keys) -> Keys:
-        """Rows that are in the dataset and have one of these hashes."""
+        """Rows that are in the dataset, or among the older ones, and have one of these hashes."""
         sieve = Sieve(hashes)
         passed = [part.where(sieve.may_hold(part.hashes)) for part in (older, *self._parts)]
         known = passed[0].and_those(*passed[1:])

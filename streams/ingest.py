@@ -73,6 +73,7 @@ class SiftedBatch:
     now_ms: int | None
     sources: list[Sifted]
     dead_letters: list[DeadLetter]
+    is_finished: bool = False
 
 
 @dataclass(slots=True)
@@ -99,6 +100,20 @@ class Prepared:
             # Which version of a model gave its tag to this commit's rows.
             **({"models": self.models} if self.models else {}),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the ledger says of time, epoch ms; and by source the keys of rows that it does not hold yet.
+
+    Of the ledger as it is there are no such keys. As it will be once a commit on its way is made there are
+    that commit's. `recalled` says how often until then was read anew what the rest of it holds.
+    """
+
+    watermarks: Mapping[Partition, int]
+    pipeline_watermark_ms: int | None
+    coming: Mapping[str, Keys]
+    recalled: int
 
 
 def _name(partition: Partition) -> str:
@@ -145,6 +160,7 @@ class Ingest:
         self.schema = pl.Schema({**META, **dataset_schema(pipeline)})
         self.watermarks: dict[Partition, int] = {}
         self.pipeline_watermark_ms: int | None = None
+        self._recalled = 0
         self._decoders = {
             topic: Decoder(s.schema, writers=writers, unmarked=s.content_type)
             for topic, s in pipeline.sources().items()
@@ -164,6 +180,7 @@ class Ingest:
 
     def recall(self) -> None:
         """What a dedupe remembers is read anew from the dataset."""
+        self._recalled += 1
         for topic, seen in self.seen.items():
             seen.recall(self._forget_before(topic))
 
@@ -220,8 +237,23 @@ class Ingest:
     def _pane_start(self) -> pl.Expr:
         return self.pipeline.window.start(pl.col("_time"))
 
-    def finish(self, batch: SiftedBatch) -> Prepared:
-        """The rest, which asks what the ledger holds by now: repeats, late rows, accounts, watermarks."""
+    def after(self, prepared: Prepared, pipeline_watermark_ms: int | None) -> Standing:
+        """Where the ledger will stand once it holds that commit, which carries the watermark so far."""
+        return Standing(
+            self.watermarks | prepared.watermarks, pipeline_watermark_ms, prepared.keys, self._recalled
+        )
+
+    def finish(self, batch: SiftedBatch, standing: Standing | None = None) -> Prepared:
+        """The rest, which asks what the ledger holds by now: repeats, late rows, accounts, watermarks.
+
+        To be done once with a batch, as it counts up what the batch holds.
+
+        Args:
+            standing: where the ledger will stand then, if not as it does: see `after` and `came_true`.
+        """
+        if standing is None:
+            standing = Standing(self.watermarks, self.pipeline_watermark_ms, {}, self._recalled)
+        batch.is_finished = True
         advances: dict[Partition, Advance] = {}
         for frame in batch.frames:
             partition = (frame.topic, frame.partition)
@@ -229,23 +261,23 @@ class Ingest:
             advances[partition] = Advance(start, frame.next)
         prepared = Prepared(self.empty(), {}, batch.dead_letters, advances, {}, {}, {})
         for each in batch.sources:
-            self._finish(each, batch.now_ms, prepared)
+            self._finish(each, batch.now_ms, prepared, standing)
         if prepared.by_source:
             prepared.rows = pl.concat([_padded(rows, self.schema) for rows in prepared.by_source.values()])
         return prepared
 
-    def _finish(self, sifted: Sifted, now_ms: int | None, prepared: Prepared) -> None:
+    def _finish(self, sifted: Sifted, now_ms: int | None, prepared: Prepared, standing: Standing) -> None:
         topic, rows, tally = sifted.source.topic, sifted.rows, sifted.tally
         prepared.models |= sifted.models
         if (keys := sifted.keys) is not None:
-            repeats = self.seen[topic].repeats(keys)
+            repeats = self.seen[topic].repeats(keys, standing.coming.get(topic))
             if repeats.any():
                 # Which window a repeat belongs to is all that is said of it.
                 tally.drop(keep(rows.select("_time"), pl.Series(repeats)), DEDUPE)
                 rows, keys = keep(rows, pl.Series(~repeats)), keys.where(~repeats)
             prepared.keys[topic] = keys
         if topic == self.pipeline.source.topic:
-            rows = self._late(rows)
+            rows = self._late(rows, standing.pipeline_watermark_ms)
         if self._accounts(topic):
             prepared.accounts = tally.accounts
             for pane, account in summarise(rows, start=self._pane_start()).items():
@@ -258,11 +290,11 @@ class Ingest:
             rejected=dict(Counter(r.rule for r in tally.refused)),
             dropped=tally.dropped,
         )
-        self._advance_watermarks(sifted, rows, prepared, now_ms)
+        prepared.watermarks |= _advanced(sifted, rows, standing.watermarks, now_ms)
 
-    def _late(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def _late(self, rows: pl.DataFrame, mark_ms: int | None) -> pl.DataFrame:
         """Tag rows whose window had closed when they came: kept, and announced as an amendment."""
-        mark_ms, is_late = self.pipeline_watermark_ms, self.pipeline.window.is_late
+        is_late = self.pipeline.window.is_late
         if mark_ms is None or rows.is_empty():
             return rows
         earliest = pl.lit(rows.get_column("_time").min(), dtype=pl.Int64)
@@ -272,26 +304,21 @@ class Ingest:
         late = is_late(pl.col("_time"), mark_ms)
         return rows.with_columns(_tags=pl.when(late).then(with_it).otherwise(pl.col("_tags")))
 
-    def _advance_watermarks(
-        self, sifted: Sifted, rows: pl.DataFrame, prepared: Prepared, now_ms: int | None
-    ) -> None:
-        source = sifted.source
-        newest = _newest_by_partition(sifted.frames, rows)
-        for number in {f.partition for f in sifted.frames}:
-            partition = (source.topic, number)
-            heartbeat = sifted.decoded.heartbeats.get(number)
-            if heartbeat is not None:
-                # A wrong clock may not push the watermark further than an event could.
-                latest_ms = newest_ms(sifted.frames, number) if now_ms is None else now_ms
-                heartbeat = min(heartbeat, latest_ms + source.future_ms)
-            mark = watermark.advance(
-                self.watermarks.get(partition),
-                newest_event_ms=newest.get(number),
-                heartbeat_ms=heartbeat,
-                disorder_ms=source.disorder_ms,
+    def came_true(self, prepared: Prepared, standing: Standing) -> bool:
+        """Whether a commit that was finished against that standing is what it would be against the ledger's.
+
+        Its partitions stand where they were to, and what is remembered was not read anew. The pipeline's
+        watermark may be another, as long as no other rows are late.
+        """
+        marks = self.watermarks
+        return (
+            self._recalled == standing.recalled
+            and all(marks.get(p) == standing.watermarks.get(p) for p in prepared.advances)
+            and (
+                self.pipeline_watermark_ms == standing.pipeline_watermark_ms
+                or self.still_holds(prepared, self.pipeline_watermark_ms)
             )
-            if mark is not None:
-                prepared.watermarks[partition] = mark
+        )
 
     def still_holds(self, prepared: Prepared, pipeline_watermark_ms: int | None) -> bool:
         """Whether preparing it at that watermark would give the same: no other rows are late."""
@@ -311,6 +338,31 @@ class Ingest:
     def _forget_before(self, topic: str) -> int | None:
         """Event time behind which few rows still come; the dataset is read for those that do."""
         return min((w for (t, _), w in self.watermarks.items() if t == topic), default=None)
+
+
+def _advanced(
+    sifted: Sifted, rows: pl.DataFrame, before: Mapping[Partition, int], now_ms: int | None
+) -> dict[Partition, int]:
+    """Watermarks of the partitions that these frames are of."""
+    source = sifted.source
+    newest = _newest_by_partition(sifted.frames, rows)
+    marks: dict[Partition, int] = {}
+    for number in {f.partition for f in sifted.frames}:
+        partition = (source.topic, number)
+        heartbeat = sifted.decoded.heartbeats.get(number)
+        if heartbeat is not None:
+            # A wrong clock may not push the watermark further than an event could.
+            latest_ms = newest_ms(sifted.frames, number) if now_ms is None else now_ms
+            heartbeat = min(heartbeat, latest_ms + source.future_ms)
+        mark = watermark.advance(
+            before.get(partition),
+            newest_event_ms=newest.get(number),
+            heartbeat_ms=heartbeat,
+            disorder_ms=source.disorder_ms,
+        )
+        if mark is not None:
+            marks[partition] = mark
+    return marks
 
 
 def _newest_by_partition(frames: Sequence[Frame], rows: pl.DataFrame) -> dict[int, int]:

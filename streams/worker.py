@@ -1,8 +1,9 @@
 """The ingesting half of a worker: frames in, commits out. Thin around the pure steps.
 
-While one batch is committed the next ones are sifted. The ledger decides what a frame is: a repeat
-(dropped), the next one (taken), or one too far ahead because something between got lost on the way (read
-again). So whatever Kafka's group, Faust's buffers or a crash do to frames, a row is committed once.
+While one batch is committed the next is finished as if that commit were made already, and those behind it
+are sifted. The ledger decides what a frame is: a repeat (dropped), the next one (taken), or one too far ahead
+because something between got lost on the way (read again). So whatever Kafka's group, Faust's buffers or a
+crash do to frames, a row is committed once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from streams.announce.herald import Herald
 from streams.announce.outbox import Outbox, letters_since
 from streams.by_model import Following
 from streams.decode.avro import Writers
-from streams.ingest import Ingest, Prepared, SiftedBatch, dataset_schema
+from streams.ingest import Ingest, Prepared, SiftedBatch, Standing, dataset_schema
 from streams.ledger.commit import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
 from streams.ledger.keeper import Keeper
 from streams.ledger.positions import PositionLost, check_position, partition_gone
@@ -116,6 +117,14 @@ class Batch:
     term: int
 
 
+@dataclass(slots=True)
+class InTurn:
+    """The batch that is committed next, and its commit where that was finished ahead, against a standing."""
+
+    batch: Batch
+    finished: tuple[Prepared, Standing] | None = None
+
+
 def _let_go_of(arrived: Iterable[Arrived]) -> None:
     """Nobody need wait for these any more: they are in the dataset, or will be read again."""
     for each in arrived:
@@ -165,6 +174,7 @@ class StreamWorker:
         self._models = models
         self._queue = FrameQueue(options.batch_rows, options.batch_bytes)
         self._batches: asyncio.Queue[Batch] = asyncio.Queue()
+        self._next: InTurn | None = None
         self._ahead = asyncio.Semaphore(_AHEAD)
         self._nothing_in_hand = asyncio.Event()
         self._nothing_in_hand.set()
@@ -490,11 +500,13 @@ class StreamWorker:
 
     async def _commit_forever(self) -> None:
         while True:
-            batch = await self._batches.get()
-            self._ahead.release()
+            turn, self._next = self._next, None
+            if turn is None:
+                turn = InTurn(await self._batches.get())
+                self._ahead.release()
             try:
-                if batch.term == self._term:
-                    await self._one_commit(batch)
+                if turn.batch.term == self._term:
+                    await self._one_commit(turn)
             except Fenced as error:
                 self.totals.fenced += 1
                 self.observed.count(metrics.FENCED)
@@ -511,8 +523,8 @@ class StreamWorker:
                 log.warning("ends without its last commit", error=str(error))
                 self._let_go()
             finally:
-                _let_go_of(batch.arrived)
-                if self._batches.empty():
+                _let_go_of(turn.batch.arrived)
+                if self._batches.empty() and self._next is None:
                     self._nothing_in_hand.set()
 
     async def _start_over(self) -> None:
@@ -535,6 +547,9 @@ class StreamWorker:
         """Forget all that was read and is not in a commit."""
         self._term += 1
         self._queue.drop()
+        if self._next is not None:
+            _let_go_of(self._next.batch.arrived)
+            self._next = None
         while not self._batches.empty():
             _let_go_of(self._batches.get_nowait().arrived)
             self._ahead.release()
@@ -559,34 +574,71 @@ class StreamWorker:
                 offsets=json.dumps(offsets),
             )
 
-    async def _one_commit(self, batch: Batch) -> None:
+    async def _one_commit(self, turn: InTurn) -> None:
         began_ms = time.time() * 1000
         async with self._ledger_lock:
-            frames = self._next_in_line(each.frame for each in batch.arrived)
-            sifted = batch.sifted
+            frames = self._next_in_line(each.frame for each in turn.batch.arrived)
             while frames:
-                began = time.perf_counter()
-                stand_by(self._ledger, self._ingest, self._partitions)
-                if sifted is None or not _same(frames, sifted.frames):
-                    # The ledger moved on since they were sifted, or they were finished once already.
-                    sifted = await self._sift(frames)
-                # What is refused is known; whether the rest is late or a repeat is found out meanwhile.
-                prepared, _ = await asyncio.gather(
-                    asyncio.to_thread(self._ingest.finish, sifted),
-                    self._publish_letters(sifted.dead_letters),
+                prepared = await self._prepared(turn, frames)
+                # Nobody else commits for its partitions, so what the ledger will hold is known already.
+                standing = self._ingest.after(
+                    prepared, watermark_after(self._ledger, prepared, self._partitions)
                 )
-                sifted = None
-                took_s = time.perf_counter() - began
-                self.totals.prepare_s += took_s
-                self.observed.took(metrics.PREPARE_SECONDS, took_s)
-                commit = await self._commit(prepared)
+                behind = asyncio.create_task(self._finish_next(standing))
+                try:
+                    commit = await self._commit(prepared)
+                    if commit is not None:
+                        self._tell(commit, prepared, began_ms)
+                        await self._publish_letters_of_next()
+                    await behind
+                finally:
+                    behind.cancel()
                 if commit is not None:
-                    break
-            else:
-                return
-            self._ingest.settle(prepared)
-            # The partitions stand behind these letters now: no frame brings them again.
-            self._known_letters -= {letter.event_id() for letter in prepared.dead_letters}
+                    self._ingest.settle(prepared)
+                    return
+                if self._next is not None:  # that one was finished behind what is prepared anew
+                    self._next.finished = None
+
+    async def _prepared(self, turn: InTurn, frames: Sequence[Frame]) -> Prepared:
+        """The commit of these frames: as it was finished ahead, where all came as was thought then."""
+        stand_by(self._ledger, self._ingest, self._partitions)
+        sifted, finished, turn.finished = turn.batch.sifted, turn.finished, None
+        as_sifted = _same(frames, sifted.frames)
+        if finished is not None and as_sifted and self._ingest.came_true(*finished):
+            return finished[0]
+        if sifted.is_finished or not as_sifted:
+            # The ledger moved on since they were sifted, or they were finished once already.
+            sifted = await self._sift(frames)
+        # What is refused is known; whether the rest is late or a repeat is found out meanwhile.
+        prepared, _ = await asyncio.gather(self._finish(sifted), self._publish_letters(sifted.dead_letters))
+        return prepared
+
+    async def _finish(self, sifted: SiftedBatch, standing: Standing | None = None) -> Prepared:
+        began = time.perf_counter()
+        prepared = await asyncio.to_thread(self._ingest.finish, sifted, standing)
+        took_s = time.perf_counter() - began
+        self.totals.prepare_s += took_s
+        self.observed.took(metrics.PREPARE_SECONDS, took_s)
+        return prepared
+
+    async def _finish_next(self, standing: Standing) -> None:
+        """Finish the next batch, if there is one, as if what is being committed were in the ledger."""
+        if self._next is not None or self._batches.empty():
+            return
+        turn = self._next = InTurn(self._batches.get_nowait())
+        self._ahead.release()
+        if turn.batch.term == self._term:
+            turn.finished = (await self._finish(turn.batch.sifted, standing), standing)
+
+    async def _publish_letters_of_next(self) -> None:
+        """Now that the batch before is committed: until then another worker could have to say them."""
+        if self._next is not None and self._next.batch.term == self._term:
+            await self._publish_letters(self._next.batch.sifted.dead_letters)
+
+    def _tell(self, commit: Commit, prepared: Prepared, began_ms: float) -> None:
+        """Everyone who waits for it that this commit is made."""
+        # The partitions stand behind these letters now: no frame brings them again.
+        self._known_letters -= {letter.event_id() for letter in prepared.dead_letters}
         for (topic, number), advance in prepared.advances.items():
             self.consumer.mark_durable(TP(topic, number), advance.next)
         self.totals.events += sum(c.events for c in prepared.counts.values())
