@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 import polars as pl
@@ -35,6 +35,7 @@ from schemas.window import (
     WindowExcluded,
     WindowIncluded,
 )
+from streams.announce.recent import Recent
 from streams.closing import Closing, Turn
 from streams.ingest import source_schema
 from streams.live.track import Live
@@ -86,9 +87,9 @@ class Progress:
 
     windows: Closing
     watermark_ms: int | None = None
-    tail: dict[str, pl.DataFrame] = field(default_factory=dict)
+    tail: dict[str, Recent] = field(default_factory=dict)
     tail_from_ms: int = EVER_MS
-    pending: pl.DataFrame | None = None
+    pending: Recent | None = None
     history: History = field(default_factory=History)
     version: int = -1
     excluded: tuple[Exclusion, ...] = ()
@@ -132,7 +133,10 @@ class Announcer:
         self._configuration = configuration_sha256
         self._source = f"/tidemill/{pipeline.name}"
         self._remembered = columns_to_remember(pipeline)
-        self._nothing = {topic: pl.DataFrame(schema=columns) for topic, columns in self._remembered.items()}
+        for topic, columns in self._remembered.items():
+            progress.tail.setdefault(topic, Recent(columns))
+        if progress.pending is None and self.spec.names():
+            progress.pending = Recent(self._remembered[pipeline.source.topic])
         self._profiling = profiling(pipeline, list(source_schema(pipeline.source)))
 
     def apply(self, commit: Commit) -> list[Announced]:
@@ -162,11 +166,9 @@ class Announcer:
         progress.live = progress.live.after(commit.metadata)
         for topic, rows in commit.by_source.items():
             fresh = rows.select(*self._remembered[topic])
-            tail = progress.tail.get(topic)
-            progress.tail[topic] = fresh if tail is None else pl.concat([tail, fresh])
-            if topic == self.pipeline.source.topic and self.spec.names():
-                waiting = progress.pending
-                progress.pending = fresh if waiting is None else pl.concat([waiting, fresh])
+            progress.tail[topic].add(fresh)
+            if topic == self.pipeline.source.topic and progress.pending is not None:
+                progress.pending.add(fresh)
 
     def _exclusions(self, commit: Commit) -> list[Announced]:
         """A person's decision about a span; whoever trains from now on is told of it by the job."""
@@ -213,9 +215,7 @@ class Announcer:
         progress = self.progress
         if progress.pending is None or progress.watermark_ms is None:
             return []
-        passed = pl.col("_time") < progress.watermark_ms
-        ready = progress.pending.filter(passed)
-        progress.pending = progress.pending.filter(~passed)
+        ready = progress.pending.take_before(progress.watermark_ms)
         if self._since is not None and self._since.watermark_ms is not None:
             ready = ready.filter(~_announced_before(self._since.read, self._since.watermark_ms))
         if ready.height == 0:
@@ -242,14 +242,24 @@ class Announcer:
         """Feature rows. Those that look further back than the tail goes are computed from the dataset."""
         progress, horizon_ms = self.progress, self.pipeline.horizon_ms()
         reaches = pl.col("_time") - horizon_ms >= progress.tail_from_ms
-        tails = self._nothing | progress.tail
-        parts = [compute(ready.filter(reaches), tails, self.spec)]
+        recent = ready.filter(reaches)
+        parts = [compute(recent, self._behind(recent), self.spec)]
         old = ready.filter(~reaches).with_columns(self.pipeline.window.start(pl.col("_time")).alias("_start"))
         for (start_ms,), rows in sorted(old.partition_by("_start", as_dict=True).items()):
             from_ms, until_ms = start_ms - horizon_ms, start_ms + self.pipeline.window.pane_ms
             sources = {topic: self._rows(commit, topic, from_ms, until_ms) for topic in self._remembered}
             parts.append(compute(rows.drop("_start"), sources, self.spec))
         return pl.concat(parts)
+
+    def _behind(self, rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+        """What features of `rows` may look at, by source, and no more.
+
+        The last digit of a sum hangs on what else was summed: it must be the same in each announcer.
+        """
+        times_ms = rows.get_column("_time")
+        first_ms, last_ms = cast("int", times_ms.min() or 0), cast("int", times_ms.max() or 0)
+        from_ms = first_ms - self.pipeline.horizon_ms()
+        return {topic: tail.between(from_ms, last_ms + 1) for topic, tail in self.progress.tail.items()}
 
     def _rows(self, commit: Commit, topic: str, start_ms: int, end_ms: int) -> pl.DataFrame:
         columns = self._remembered[topic]
@@ -300,17 +310,18 @@ class Announcer:
         The tail has all rows of most, and those that their features look at; for sessions that late rows
         made, the dataset is read.
         """
+        if not (turns and self._profiling):
+            return {turn.window: Profile() for turn in turns}
         progress, horizon_ms = self.progress, self.pipeline.horizon_ms()
         recent = [t.window for t in turns if t.panes[0].start_ms - horizon_ms >= progress.tail_from_ms]
-        tails = self._nothing | progress.tail
-        found = self._profiled(recent, tails)
+        found = self._profiled(recent, {topic: tail.rows() for topic, tail in progress.tail.items()})
         within_ms = self.spec.label.within_ms if self.spec.label else 0
         for turn in turns:
-            if self._profiling and turn.window not in found:
+            if turn.window not in found:
                 start_ms, end_ms = turn.panes[0].start_ms - horizon_ms, turn.window.end_ms + within_ms
                 rows = {t: self._rows(commit, t, start_ms, end_ms) for t in self._remembered}
                 found |= self._profiled([turn.window], rows)
-        return {turn.window: found.get(turn.window, Profile()) for turn in turns}
+        return found
 
     def _profiled(
         self, windows: Sequence[Window], sources: Mapping[str, pl.DataFrame]
@@ -332,8 +343,9 @@ class Announcer:
         older = {pane for pane in panes if pane.start_ms < progress.tail_from_ms}
         main = self.pipeline.source.topic
         counts: dict[Pane, int] = {}
-        if panes - older and main in progress.tail and label.source in progress.tail:
-            counts |= self._count_labelled(panes - older, progress.tail[main], progress.tail[label.source])
+        if panes - older:
+            events, labels = progress.tail[main].rows(), progress.tail[label.source].rows()
+            counts |= self._count_labelled(panes - older, events, labels)
         for start_ms in sorted({pane.start_ms for pane in older}):
             end_ms = start_ms + self.pipeline.window.pane_ms
             events = self._rows(commit, main, start_ms, end_ms)
@@ -404,8 +416,8 @@ class Announcer:
         if progress.watermark_ms is None:
             return
         progress.tail_from_ms = remember_from_ms(self.pipeline, progress)
-        for topic, tail in progress.tail.items():
-            progress.tail[topic] = tail.filter(pl.col("_time") >= progress.tail_from_ms)
+        for tail in progress.tail.values():
+            tail.take_before(progress.tail_from_ms)
 
 
 def _announced_before(read: Mapping[str, int], watermark_ms: int) -> pl.Expr:

@@ -17,6 +17,7 @@ from streams.announce.fold import (
     columns_to_remember,
     remember_from_ms,
 )
+from streams.announce.recent import Recent
 from streams.closing import closing
 from streams.pipeline import Pipeline
 
@@ -108,16 +109,15 @@ def keep(pipeline: Pipeline, uri: str, progress: Progress) -> None:
 def _recall_rows(pipeline: Pipeline, uri: str, progress: Progress) -> None:
     dataset = Dataset(uri)
     for topic, columns in columns_to_remember(pipeline).items():
-        progress.tail[topic] = dataset.rows(
+        rows = dataset.rows(
             topic,
             version=progress.version,
             start_ms=progress.tail_from_ms,
             end_ms=-EVER_MS,
             columns=list(columns),
         ).select(*columns)
-    if pipeline.spec().names():
-        main = progress.tail[pipeline.source.topic]
-        waits = (
-            pl.lit(value=True) if progress.watermark_ms is None else pl.col("_time") >= progress.watermark_ms
-        )
-        progress.pending = main.filter(waits)
+        progress.tail[topic] = Recent(columns, rows)
+        if topic == pipeline.source.topic and pipeline.spec().names():
+            progress.pending = Recent(columns, rows)
+            if progress.watermark_ms is not None:
+                progress.pending.take_before(progress.watermark_ms)
