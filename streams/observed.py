@@ -105,4 +105,4 @@ class WorkerMetrics:
         return self.herald is not None and self.herald.leads
 
     def _announced(self) -> float:
-        return self.herald.totals.version if self.herald is not None and self._leads() else -1
+        return self.herald.version if self.herald is not None and self._leads() else -1

@@ -1,9 +1,7 @@
 """The ingesting half of a worker: frames in, commits out. Thin around the pure steps.
 
 While one batch is committed the next is finished as if that commit were made already, and those behind it
-are sifted. The ledger decides what a frame is: a repeat (dropped), the next one (taken), or one too far ahead
-because something between got lost on the way (read again). So whatever Kafka's group, Faust's buffers or a
-crash do to frames, a row is committed once.
+are sifted. The ledger has the last word on where a partition is, so a row is committed once.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -35,22 +33,24 @@ from infra.settings_model import Metrics, Upkeep
 from infra.settings_model import Worker as Options
 from infra.switched import Switched, SwitchedAway
 from schemas import topics
-from schemas.dead_letter import DeadLetter
 from schemas.envelope import wrap
 from schemas.errors import InvalidConfiguration, Retryable
 from streams import compiled
 from streams.announce.fold import Announced, Commit
 from streams.announce.herald import Herald
-from streams.announce.outbox import Outbox, letters_since
+from streams.announce.outbox import Outbox
 from streams.by_model import Following
 from streams.decode.avro import Writers
 from streams.ingest import Ingest, Prepared, SiftedBatch, Standing, dataset_schema
+from streams.intake import Consumer, Intake
 from streams.ledger.commit import Advance, DatasetNotWritable, Fenced, Ledger, Overtaken, Partition
 from streams.ledger.keeper import Keeper
-from streams.ledger.positions import PositionLost, check_position, partition_gone
+from streams.ledger.positions import PositionLost, check_position
+from streams.letters import Letters
 from streams.live.assessor import Assessor, Superseded
 from streams.live.tally import JUDGED
 from streams.observed import WorkerMetrics
+from streams.partitions import Partitions
 from streams.pipeline import Pipeline
 from streams.queue import Arrived, FrameQueue
 from streams.transport.frame import Frame
@@ -59,53 +59,16 @@ from streams.turn import account_of, keys_of, stand_by, watermark_after
 log = structlog.get_logger(__name__)
 
 _RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
-# Frames that were fetched before a seek may still come for so long.
-_SEEK_AGAIN_S = 2.0
-# A partition of which more was fetched than came has lost a frame on the way.
-_STALLED_S = 3.0
 # How long a worker that ends waits for commits and announcements in flight.
 _LAST_WORK_S = 10.0
 # Batches that are sifted ahead of the one that is being committed: by one, each waits for the other's turn.
 _AHEAD = 2
-# Dead letters that are made and sent at a time: each takes some 15 us of the event loop.
-_LETTERS = 10_000
 # How often the partitions' ends are looked at, for the lag that metrics show.
 _LOOK_S = 3.0
-# How often the topics' partitions are looked at, and how long one must be gone before that is believed.
-_COUNT_S = 3.0
-_GONE_S = 10.0
 _ALERT_S = 10.0
 # So many that wait call for the compiled loops, and these for a little patience.
 _MANY_RECORDS = 50_000
 _LOAD_S = 1.0
-
-
-class Consumer(Protocol):
-    """What the worker asks of Faust's consumer."""
-
-    async def perform_seek(self) -> None: ...
-
-    async def seek_back(self, positions: Mapping[TP, int]) -> None: ...
-
-    async def bounds(self, partitions: set[TP]) -> dict[TP, tuple[int, int]]: ...
-
-    def fetched_up_to(self, tp: TP) -> int | None: ...
-
-    def mark_durable(self, tp: TP, next_offset: int) -> None: ...
-
-
-@dataclass(slots=True)
-class Totals:
-    """Since the start of this process."""
-
-    events: int = 0
-    rows: int = 0
-    dead_letters: int = 0
-    commits: int = 0
-    prepare_s: float = 0.0
-    commit_s: float = 0.0
-    rewinds: int = 0
-    fenced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +101,6 @@ def _same(frames: Sequence[Frame], others: Sequence[Frame]) -> bool:
 class StreamWorker:
     """Runs one pipeline in this process. Lives on Faust's event loop."""
 
-    consumer: Consumer
-
     def __init__(
         self,
         pipeline: Pipeline,
@@ -165,7 +126,6 @@ class StreamWorker:
         self.uri = str(dataset_dir / (dataset or pipeline.name))
         self._since = since
         self._source = f"/tidemill/{pipeline.name}"
-        self.totals = Totals()
         self._configuration = configuration_sha256
         self._now_ms = now_ms
         self._ledger = Ledger(self.uri, dataset_schema(pipeline))
@@ -179,21 +139,19 @@ class StreamWorker:
         self._nothing_in_hand = asyncio.Event()
         self._nothing_in_hand.set()
         self._term = 0
-        self._partitions: set[Partition] = set()
-        self._expected: dict[Partition, int] = {}
-        self._sought_at: dict[Partition, float] = {}
-        self._heard_at: dict[Partition, float] = {}
-        self._known_letters: set[str] = set()
-        self._counted_at = 0.0
-        self._gone_since: dict[Partition, float] = {}
         self._stopping = asyncio.Event()
-        self._let_all_go = False
         self._contact_ms = (metrics_options or Metrics()).contact_ms
         self._has_positions = False
         self._not_writable = ""
+        self._partitions = Partitions(pipeline.sources(), self._ledger.position)
         self.observed = WorkerMetrics(
-            pipeline, self._queue, instruments or Instruments("worker"), contact_age_s=self.contact_age_s
+            pipeline,
+            self._queue,
+            instruments or Instruments("worker"),
+            contact_age_s=self._partitions.contact_age_s,
         )
+        self._intake = Intake(self._queue, self.observed)
+        self._letters = Letters(pipeline.name, self._source)
         self._traces = traces
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -234,8 +192,7 @@ class StreamWorker:
             instruments=self.observed.instruments,
             pipeline=self.pipeline.name,
         )
-        for topic in self.pipeline.sources():
-            self._partitions |= {(topic, n) for n in await self._producer.partitions_for(topic)}
+        await self._partitions.begin(self._producer)
         parts = [self._sift_forever, self._commit_forever, self._herald.run, self._watch, keeper.run]
         if self.options.metrics_port is not None:
             parts.append(self._look_at_ends)
@@ -275,7 +232,7 @@ class StreamWorker:
 
     def _let_go(self) -> None:
         """Nothing more is committed: what was read and is not in the ledger, the next worker reads again."""
-        self._let_all_go = True
+        self._intake.end()
         self._drop()
         for task in self._tasks:
             task.cancel()
@@ -295,17 +252,22 @@ class StreamWorker:
         except TimeoutError:  # an idempotent producer waits for a dead cluster for ever
             log.warning("the cluster has not taken all that was announced; the next worker says it again")
 
-    # ── what it says of itself ──────────────────────────────────────────────────────────────────────
+    @property
+    def consumer(self) -> Consumer:
+        """Faust's, once it has come to be."""
+        return self._intake.consumer
 
-    def contact_age_s(self) -> float:
-        """Seconds since a broker last answered; infinite before the first answer."""
-        return time.monotonic() - self._counted_at if self._counted_at else float("inf")
+    @consumer.setter
+    def consumer(self, consumer: Consumer) -> None:
+        self._intake.consumer = consumer
+
+    # ── what it says of itself ──────────────────────────────────────────────────────────────────────
 
     def readiness(self) -> Readiness:
         """Ready is: the cluster answers, positions are taken, and what is read can be committed."""
         if self._stopping.is_set():
             return Readiness(False, "the worker is ending")
-        age_s = self.contact_age_s()
+        age_s = self._partitions.contact_age_s()
         if age_s * 1000 > self._contact_ms:
             since = "yet" if age_s == float("inf") else f"for {age_s:.0f} s"
             return Readiness(False, f"no broker has answered {since}")
@@ -320,7 +282,7 @@ class StreamWorker:
         while True:
             await asyncio.sleep(_LOOK_S)
             with contextlib.suppress(Exception):  # the cluster is away, or the group is being shared out
-                bounds = await self.consumer.bounds({TP(*partition) for partition in self._expected})
+                bounds = await self.consumer.bounds({TP(*partition) for partition in self._intake.expected})
                 self.observed.ends = {(tp.topic, tp.partition): end for tp, (_, end) in bounds.items()}
 
     # ── positions ───────────────────────────────────────────────────────────────────────────────────
@@ -336,10 +298,9 @@ class StreamWorker:
         except PositionLost as lost:
             await self.alert(lost)
             raise
-        self._known_letters = await letters_since(
-            self.connection, self.pipeline.name, self._expected, most=self.options.batch_rows
-        )
-        if (self.pipeline.source.topic, 0) in self._expected:
+        expected = self._intake.expected
+        await self._letters.take_up(self.connection, expected, most=self.options.batch_rows)
+        if (self.pipeline.source.topic, 0) in expected:
             self._herald.lead()
         else:
             self._herald.fall_silent()
@@ -348,50 +309,30 @@ class StreamWorker:
         return starts
 
     async def _take_positions(self, assigned: Set[TP]) -> dict[TP, int]:
-        await self._count_partitions()
+        await self._partitions.count()
         async with self._ledger_lock:
             await asyncio.to_thread(self._ledger.refresh)
             self._ledger.refuse_switched()
             # Asked after the ledger: another worker may be moving on, and the end must not be the older.
             bounds = await self.consumer.bounds(set(assigned))
             starts: dict[TP, int] = {}
-            self._expected.clear()
+            self._intake.release()
             for tp, (first, end) in bounds.items():
                 at = self._ledger.position((tp.topic, tp.partition))
                 check_position(tp.topic, tp.partition, at, first=first, end=end)
-                starts[tp] = self._expected[tp.topic, tp.partition] = first if at is None else at
-                self._heard_at[tp.topic, tp.partition] = time.monotonic()
-            self._partitions |= self._expected.keys()
-            stand_by(self._ledger, self._ingest, self._partitions)
+                starts[tp] = first if at is None else at
+            self._intake.begin({(tp.topic, tp.partition): start for tp, start in starts.items()})
+            self._partitions.known |= self._intake.expected.keys()
+            stand_by(self._ledger, self._ingest, self._partitions.known)
             await asyncio.to_thread(self._ingest.recall)
         if sum(end - starts[tp] for tp, (_, end) in bounds.items()) >= _MANY_RECORDS:
             # What reads many is there before they come, unless it must be compiled first.
             await asyncio.to_thread(futures.wait, [compiled.loading()], timeout=_LOAD_S)
         return starts
 
-    async def _count_partitions(self) -> None:
-        """Partitions that were added count for the watermark, whoever reads them. One may also be gone.
-
-        Raises:
-            PositionLost: a partition that was read has been gone for a while.
-        """
-        if not await self._producer.client.force_metadata_update():
-            return  # the cluster is away
-        self._counted_at = time.monotonic()
-        for topic in self.pipeline.sources():
-            there = {(topic, n) for n in self._producer.client.cluster.partitions_for_topic(topic) or ()}
-            missing = {p for p in self._partitions if p[0] == topic} - there
-            self._partitions |= there
-            self._gone_since = {p: s for p, s in self._gone_since.items() if p not in there}
-            for partition in sorted(missing):
-                at = self._ledger.position(partition)
-                gone_s = time.monotonic() - self._gone_since.setdefault(partition, time.monotonic())
-                if at is not None and gone_s > _GONE_S:
-                    raise partition_gone(*partition, at)
-
     def release(self) -> None:
         """Nothing is assigned to this worker: others have it all."""
-        self._expected.clear()
+        self._intake.release()
         self._herald.fall_silent()
         self.observed.positions = {}
         self._has_positions = True  # none: it stands by
@@ -400,57 +341,21 @@ class StreamWorker:
 
     def taken_up_to(self, tp: TP) -> int | None:
         """Offset of the first record not accepted yet, None for another's partition. Any thread may ask."""
-        return self._expected.get((tp.topic, tp.partition))
+        return self._intake.expected.get((tp.topic, tp.partition))
 
     async def accept(self, tp: TP, frame: Frame, done: Callable[[], object]) -> None:
-        """Take a frame in; `done` is called once its rows are in the dataset, or it is known to be a repeat.
-
-        Waits while too much is queued: that is the backpressure on the fetch.
-        """
-        partition = (frame.topic, frame.partition)
-        self._heard_at[partition] = time.monotonic()
-        expected = self._expected.get(partition)
-        if self._let_all_go or expected is None or frame.next <= expected:
-            done()
-        elif frame.first > expected:
-            done()
-            await self._read_again(tp, partition, expected)
-        else:
-            self._expected[partition] = frame.next
-            await self._queue.put(Arrived(frame.since(expected), done))
-            if self._let_all_go:
-                self._queue.drop()  # it came while there was no room, and nobody takes it any more
-
-    async def _read_again(self, tp: TP, partition: Partition, expected: int) -> None:
-        """What lies at the expected offset was lost between fetch and agent."""
-        now = time.monotonic()
-        if now - self._sought_at.get(partition, -_SEEK_AGAIN_S) < _SEEK_AGAIN_S:
-            return
-        self._sought_at[partition] = now
-        self.totals.rewinds += 1
-        self.observed.count(metrics.REWINDS)
-        log.info("reading again", topic=partition[0], partition=partition[1], at=expected)
-        try:
-            await self.consumer.seek_back({tp: expected})
-        except Exception as error:
-            log.warning("could not seek, will try again", partition=partition, error=str(error))
+        """See `Intake.accept`."""
+        await self._intake.accept(tp, frame, done)
 
     async def _watch(self) -> None:
         """Notice partitions that lost a frame on the way, and those that have nothing to say."""
         idle_s = self.options.idle_timeout_ms / 1000
         while True:
             await asyncio.sleep(min(idle_s / 4, 1.0))
-            now = time.monotonic()
-            if now - self._counted_at > _COUNT_S:
-                await self._count_partitions()
-            silent_s = {p: now - self._heard_at.get(p, now) for p in self._expected}
-            stalled = [p for p, for_s in silent_s.items() if for_s > _STALLED_S and not self._queue.is_full()]
-            for partition in stalled:
-                fetched = self.consumer.fetched_up_to(TP(*partition))
-                expected = self._expected.get(partition)
-                if fetched is not None and expected is not None and fetched > expected:
-                    await self._read_again(TP(*partition), partition, expected)
+            await self._partitions.count_now_and_then()
+            await self._intake.find_lost()
             async with self._ledger_lock:
+                silent_s = self._intake.silent_s()
                 live = {p: for_s for p, for_s in silent_s.items() if not self._ledger.is_idle(p)}
             idle = {p for p, for_s in live.items() if for_s > idle_s}
             if len(idle) == len(live) > 1:
@@ -508,7 +413,6 @@ class StreamWorker:
                 if turn.batch.term == self._term:
                     await self._one_commit(turn)
             except Fenced as error:
-                self.totals.fenced += 1
                 self.observed.count(metrics.FENCED)
                 log.warning("fenced", error=str(error))
                 await self._start_over()
@@ -582,7 +486,7 @@ class StreamWorker:
                 prepared = await self._prepared(turn, frames)
                 # Nobody else commits for its partitions, so what the ledger will hold is known already.
                 standing = self._ingest.after(
-                    prepared, watermark_after(self._ledger, prepared, self._partitions)
+                    prepared, watermark_after(self._ledger, prepared, self._partitions.known)
                 )
                 behind = asyncio.create_task(self._finish_next(standing))
                 try:
@@ -601,7 +505,7 @@ class StreamWorker:
 
     async def _prepared(self, turn: InTurn, frames: Sequence[Frame]) -> Prepared:
         """The commit of these frames: as it was finished ahead, where all came as was thought then."""
-        stand_by(self._ledger, self._ingest, self._partitions)
+        stand_by(self._ledger, self._ingest, self._partitions.known)
         sifted, finished, turn.finished = turn.batch.sifted, turn.finished, None
         as_sifted = _same(frames, sifted.frames)
         if finished is not None and as_sifted and self._ingest.came_true(*finished):
@@ -610,14 +514,13 @@ class StreamWorker:
             # The ledger moved on since they were sifted, or they were finished once already.
             sifted = await self._sift(frames)
         # What is refused is known; whether the rest is late or a repeat is found out meanwhile.
-        prepared, _ = await asyncio.gather(self._finish(sifted), self._publish_letters(sifted.dead_letters))
+        prepared, _ = await asyncio.gather(self._finish(sifted), self._publish_letters(sifted))
         return prepared
 
     async def _finish(self, sifted: SiftedBatch, standing: Standing | None = None) -> Prepared:
         began = time.perf_counter()
         prepared = await asyncio.to_thread(self._ingest.finish, sifted, standing)
         took_s = time.perf_counter() - began
-        self.totals.prepare_s += took_s
         self.observed.took(metrics.PREPARE_SECONDS, took_s)
         return prepared
 
@@ -633,17 +536,16 @@ class StreamWorker:
     async def _publish_letters_of_next(self) -> None:
         """Now that the batch before is committed: until then another worker could have to say them."""
         if self._next is not None and self._next.batch.term == self._term:
-            await self._publish_letters(self._next.batch.sifted.dead_letters)
+            await self._publish_letters(self._next.batch.sifted)
+
+    async def _publish_letters(self, sifted: SiftedBatch) -> None:
+        await self._letters.publish(sifted.dead_letters, self._outbox)
 
     def _tell(self, commit: Commit, prepared: Prepared, began_ms: float) -> None:
         """Everyone who waits for it that this commit is made."""
-        # The partitions stand behind these letters now: no frame brings them again.
-        self._known_letters -= {letter.event_id() for letter in prepared.dead_letters}
+        self._letters.committed(prepared.dead_letters)
         for (topic, number), advance in prepared.advances.items():
             self.consumer.mark_durable(TP(topic, number), advance.next)
-        self.totals.events += sum(c.events for c in prepared.counts.values())
-        self.totals.rows += prepared.rows.height
-        self.totals.dead_letters += len(prepared.dead_letters)
         self.observed.committed(commit, prepared)
         self._say_committed(commit, prepared, began_ms)
         self._herald.committed(commit)
@@ -663,21 +565,6 @@ class StreamWorker:
             line[partition] = frame.next
         return taken
 
-    async def _publish_letters(self, refused: Sequence[DeadLetter]) -> None:
-        # In pieces: a batch of nothing but these would keep the event loop from all else for seconds.
-        for start in range(0, len(refused), _LETTERS):
-            letters = [
-                Announced(
-                    topics.DEAD_LETTERS.name,
-                    # By the record's own time: whoever refuses it again says the very same.
-                    wrap(letter, source=self._source, time_ms=max(letter.timestamp_ms, 0)),
-                )
-                for letter in refused[start : start + _LETTERS]
-            ]
-            await self._outbox.publish(letters, but_not=self._known_letters)
-            # The commit may be tried again after it failed: the letters are out.
-            self._known_letters |= {letter.envelope.id for letter in letters}
-
     async def _commit(self, prepared: Prepared, idle: Collection[Partition] = ()) -> Commit | None:
         """Commit, and while the dataset cannot be written, wait and try again: nothing is dropped.
 
@@ -687,7 +574,7 @@ class StreamWorker:
         attempt = 0
         began = time.perf_counter()
         while True:
-            watermark_ms = watermark_after(self._ledger, prepared, self._partitions, idle)
+            watermark_ms = watermark_after(self._ledger, prepared, self._partitions.known, idle)
             metadata = account_of(prepared, watermark_ms=watermark_ms, committed_ms=self._now_ms(), idle=idle)
             try:
                 version = await asyncio.to_thread(
@@ -716,8 +603,6 @@ class StreamWorker:
             else:
                 self._not_writable = ""
                 took_s = time.perf_counter() - began
-                self.totals.commits += 1
-                self.totals.commit_s += took_s
                 self.observed.took(metrics.COMMIT_SECONDS, took_s)
                 return Commit(version, metadata, prepared.by_source)
 
@@ -765,7 +650,7 @@ class StreamWorker:
             resting = {
                 (tp.topic, tp.partition): Advance(end, end)
                 for tp, (_, end) in bounds.items()
-                if self._expected.get((tp.topic, tp.partition)) == end
+                if self._intake.expected.get((tp.topic, tp.partition)) == end
                 and self._ledger.position((tp.topic, tp.partition)) in (end, None)
             }
             if not resting:

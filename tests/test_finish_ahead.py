@@ -207,7 +207,7 @@ class Turns:
         self.worker = StreamWorker(PIPELINE, dataset_dir=home, connection=nowhere, options=Worker())
         self.heard = Listener()
         self.worker._herald = self.worker.consumer = self.heard  # type: ignore[assignment]
-        self.worker._partitions |= set(PARTITIONS)
+        self.worker._partitions.known |= set(PARTITIONS)
         self.finished = 0
         told = Told()
         told.ingest = self.worker._ingest

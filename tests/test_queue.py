@@ -23,10 +23,11 @@ from schemas.dead_letter import DeadLetter
 from schemas.envelope import ARROW_STREAM, open_record, unwrap
 from schemas.topics import CONTENT_TYPE_HEADER
 from streams.announce.outbox import Outbox
+from streams.letters import AT_A_TIME, Letters
 from streams.pipelines.flights import flights
 from streams.queue import Arrived, FrameQueue
 from streams.transport.frame import Frame, Headers
-from streams.worker import _LETTERS, StreamWorker
+from streams.worker import StreamWorker
 from tests.stream_fixtures import frame_of
 
 ARROW: Headers = ((CONTENT_TYPE_HEADER, ARROW_STREAM.encode()),)
@@ -146,7 +147,7 @@ async def test_a_batch_of_nothing_but_dead_letters_leaves_the_event_loop_to_othe
 ) -> None:
     cluster = connect_to(Kafka(), kafka.bootstrap_servers)
     await ensure(topics.TOPICS, cluster)
-    worker = StreamWorker(flights, dataset_dir=tmp_path, connection=cluster, options=Worker())
+    letters = Letters(flights.name, "/tidemill/flights")
     refused = [
         DeadLetter(
             pipeline="in-pieces",
@@ -157,25 +158,25 @@ async def test_a_batch_of_nothing_but_dead_letters_leaves_the_event_loop_to_othe
             rule="value",
             detail="no JSON",
         )
-        for offset in range(2 * _LETTERS + 5_000)
+        for offset in range(2 * AT_A_TIME + 5_000)
     ]
     out = [0]
 
     async def look() -> None:
         while True:
-            out.append(len(worker._known_letters))
+            out.append(len(letters.known))
             await asyncio.sleep(0)
 
     async with AIOKafkaProducer(
         bootstrap_servers=kafka.bootstrap_servers, max_request_size=2**24
     ) as producer:
-        worker._outbox = Outbox(producer)
+        outbox = Outbox(producer)
         looking = asyncio.create_task(look())
-        await worker._publish_letters(refused)
+        await letters.publish(refused, outbox)
         looking.cancel()
         # As after a commit that failed: they are out, and not said again.
-        await worker._publish_letters(refused)
-    assert max(after - before for before, after in pairwise(out)) <= _LETTERS
+        await letters.publish(refused, outbox)
+    assert max(after - before for before, after in pairwise(out)) <= AT_A_TIME
     said = [
         letter.event_id()
         async for record in read_to_end(cluster, {topics.DEAD_LETTERS.name: None})

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -50,15 +50,6 @@ _LOOK_S = 0.25
 _STANDING_S = 1.0
 
 
-@dataclass(slots=True)
-class Announcements:
-    """Since the start of this process."""
-
-    sent: int = 0
-    version: int = -1
-    busy_s: float = 0.0
-
-
 class Herald:
     """Announces what a pipeline's log says, while it is told to lead."""
 
@@ -80,7 +71,7 @@ class Herald:
         self._assessor = assessor if assessor is not None and assessor.is_wanted else None
         self._instruments = instruments or Instruments("worker")
         self.pipeline, self.uri, self.connection = pipeline, uri, connection
-        self.totals = Announcements()
+        self.version = -1  # announced last by this process
         self._outbox = outbox
         self._configuration = configuration_sha256
         self._leads = asyncio.Event()
@@ -111,7 +102,7 @@ class Herald:
 
     def committed(self, commit: Commit) -> None:
         """A commit is durable: announce it from memory instead of reading it back."""
-        if self._leads.is_set() and commit.version > self.totals.version:
+        if self._leads.is_set() and commit.version > self.version:
             self._waiting[commit.version] = commit
         self._committed.set()
 
@@ -174,7 +165,7 @@ class Herald:
             through_version=max(stands.version - 1, since.after_version if since else -1),
         )
         progress.history = stands.history_before(stands.version, beginning(self.pipeline))
-        self.totals.version = progress.version
+        self.version = progress.version
         log.info(
             "announcing",
             pipeline=self.pipeline.name,
@@ -233,12 +224,11 @@ class Herald:
         if version % _SNAPSHOT_EVERY == 0:
             with contextlib.suppress(OSError):  # a full disk: the next announcer reads more of the log
                 await asyncio.to_thread(keep, self.pipeline, self.uri, announcer.progress)
-        self.totals.version = version
+        self.version = version
         for stale in [v for v in self._waiting if v <= version]:
             del self._waiting[stale]
         self._room.set()
         took_s = time.perf_counter() - began
-        self.totals.busy_s += took_s
         self._instruments.took(metrics.ANNOUNCE_SECONDS, took_s, self.pipeline.name)
         switch = switch_of(commit.metadata)
         if switch is not None and announcer.ends_by(switch):
@@ -253,7 +243,7 @@ class Herald:
         said_ms = time.time() * 1000
         if self._traces is not None:
             announced = traced(announced, self._traces.beginning(f"{self.pipeline.name}@{version}"))
-        self.totals.sent += await self._outbox.publish(announced, but_not=but_not)
+        await self._outbox.publish(announced, but_not=but_not)
         self._count([each for each in announced if each.envelope.id not in but_not], version, said_ms)
 
     def _count(self, sent: Sequence[Announced], version: int, said_ms: float) -> None:
