@@ -77,18 +77,20 @@ class Seen:
         if len(older):
             may_repeat |= Sieve(older.hashes).may_hold(asked.hashes)
         suspect = np.flatnonzero(may_repeat)
-        known = self._known(asked.hashes[suspect], older)
+        known = self._known(asked.at(suspect), older)
         suspect = suspect[in_frame[suspect] | np.isin(asked.hashes[suspect], known.hashes)]
         repeated = np.zeros(len(asked), np.bool_)
         repeated[suspect[_repeats(asked.at(suspect), known, self.within_ms)]] = True
         return repeated
 
-    def _known(self, hashes: np.ndarray, older: Keys) -> Keys:
-        """Rows that are in the dataset, or among the older ones, and have one of these hashes."""
-        sieve = Sieve(hashes)
-        passed = [part.where(sieve.may_hold(part.hashes)) for part in (older, *self._parts)]
+    def _known(self, asked: Keys, older: Keys) -> Keys:
+        """Rows that are in the dataset, or among the older ones, and may have a key that is asked for."""
+        sieve = Sieve(asked.hashes)
+        # Where partitions are far apart most of what is remembered is of another time.
+        near = [part for part in self._parts if part.is_near(asked, self.within_ms)]
+        passed = [part.where(sieve.may_hold(part.hashes)) for part in (older, *near)]
         known = passed[0].and_those(*passed[1:])
-        return known.where(np.isin(known.hashes, hashes))
+        return known.where(np.isin(known.hashes, asked.hashes))
 
     def _older(self, asked: Keys) -> Keys:
         """Rows of the dataset from before what is remembered, as far as these could repeat them."""
@@ -115,6 +117,16 @@ class Keys:
     @cached_property
     def newest_ms(self) -> int:
         return int(self.times_ms.max(initial=_EVER_MS))
+
+    @cached_property
+    def oldest_ms(self) -> int:
+        return int(self.times_ms.min(initial=-_EVER_MS))
+
+    def is_near(self, others: Keys, within_ms: int) -> bool:
+        """Whether a row of these and one of the others may lie within so much of each other."""
+        return (
+            self.oldest_ms - within_ms <= others.newest_ms and others.oldest_ms <= self.newest_ms + within_ms
+        )
 
     def at(self, places: np.ndarray) -> Keys:
         return Keys(self.keys.gather(places), self.hashes[places], self.times_ms[places])

@@ -19,6 +19,8 @@ AT_A_TIME = 10_000
 class Letters:
     """Publishes a pipeline's dead letters, but not those that are out and whose commit was not made."""
 
+    outbox: Outbox
+
     def __init__(self, pipeline: str, source: str) -> None:
         self.known: set[str] = set()
         self._pipeline = pipeline
@@ -28,7 +30,7 @@ class Letters:
         """What lies behind these positions may have been said before a crash: look it up on the topic."""
         self.known = await letters_since(connection, self._pipeline, positions, most=most)
 
-    async def publish(self, refused: Sequence[DeadLetter], outbox: Outbox) -> None:
+    async def publish(self, refused: Sequence[DeadLetter]) -> None:
         """Send them, and wait until the cluster holds them."""
         # In pieces: a batch of nothing but these would keep the event loop from all else for seconds.
         for start in range(0, len(refused), AT_A_TIME):
@@ -40,7 +42,7 @@ class Letters:
                 )
                 for letter in refused[start : start + AT_A_TIME]
             ]
-            await outbox.publish(letters, but_not=self.known)
+            await self.outbox.publish(letters, but_not=self.known)
             # The commit may be tried again after it failed: the letters are out.
             self.known |= {letter.envelope.id for letter in letters}
 

@@ -171,7 +171,7 @@ class StreamWorker:
         await patiently(self._producer.start, patience_s=patience_s)
         if self._models is not None:
             await self._models.start()
-        self._outbox = Outbox(self._producer)
+        self._outbox = self._letters.outbox = Outbox(self._producer)
         self._herald = Herald(
             self.pipeline,
             self.uri,
@@ -514,7 +514,7 @@ class StreamWorker:
             # The ledger moved on since they were sifted, or they were finished once already.
             sifted = await self._sift(frames)
         # What is refused is known; whether the rest is late or a repeat is found out meanwhile.
-        prepared, _ = await asyncio.gather(self._finish(sifted), self._publish_letters(sifted))
+        prepared, _ = await asyncio.gather(self._finish(sifted), self._letters.publish(sifted.dead_letters))
         return prepared
 
     async def _finish(self, sifted: SiftedBatch, standing: Standing | None = None) -> Prepared:
@@ -536,10 +536,7 @@ class StreamWorker:
     async def _publish_letters_of_next(self) -> None:
         """Now that the batch before is committed: until then another worker could have to say them."""
         if self._next is not None and self._next.batch.term == self._term:
-            await self._publish_letters(self._next.batch.sifted)
-
-    async def _publish_letters(self, sifted: SiftedBatch) -> None:
-        await self._letters.publish(sifted.dead_letters, self._outbox)
+            await self._letters.publish(self._next.batch.sifted.dead_letters)
 
     def _tell(self, commit: Commit, prepared: Prepared, began_ms: float) -> None:
         """Everyone who waits for it that this commit is made."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -218,9 +219,12 @@ class Stored:
 
 
 def survivors(
-    events: Sequence[tuple[str, int]], cuts: Sequence[int], within_ms: int, *, restarts: bool
+    events: Sequence[tuple[str, int]], cuts: Sequence[int], within_ms: int, *, lag_ms: int, restarts: bool
 ) -> list[int]:
-    """Positions that stay, the events taken in chunks cut there; forgetting and restarting on the way."""
+    """Positions that stay, the events taken in chunks cut there; forgetting and restarting on the way.
+
+    The slowest partition is so far behind the newest event.
+    """
     stored = Stored()
     seen = Seen("id", within_ms, stored.read)
     kept: list[int] = []
@@ -233,7 +237,7 @@ def survivors(
         assert len(stays) == len(chunk)
         kept += [position for (position, _), stay in zip(chunk, stays, strict=True) if stay]
         stored.rows += [event for (_, event), stay in zip(chunk, stays, strict=True) if stay]
-        watermark_ms = max([watermark_ms or -(10**9), *(t for _, (_, t) in chunk)])
+        watermark_ms = max([watermark_ms or -(10**9), *(t - lag_ms for _, (_, t) in chunk)])
         seen.remember(seen.keys(frame.filter(stays)), forget_before_ms=watermark_ms)
         if restarts:
             seen.recall(watermark_ms)
@@ -250,20 +254,28 @@ def by_definition(events: Sequence[tuple[str, int]], within_ms: int) -> list[int
 
 @pytest.mark.usefixtures("way")
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(events=[("a", 0), ("a", 20), ("a", 21)], cuts=[], within_ms=5, restarts=False)
-@example(events=[("a", 0), ("a", 9), ("a", 18)], cuts=[1], within_ms=10, restarts=False)
-@example(events=[("a", 0), ("a", 1_000), ("a", 0)], cuts=[1, 2], within_ms=1, restarts=False)
+@example(events=[("a", 0), ("a", 20), ("a", 21)], cuts=[], within_ms=5, lag_ms=0, part=9, restarts=False)
+@example(events=[("a", 0), ("a", 9), ("a", 18)], cuts=[1], within_ms=10, lag_ms=0, part=9, restarts=False)
+@example(
+    events=[("a", 0), ("a", 1_000), ("a", 0)], cuts=[1, 2], within_ms=1, lag_ms=0, part=9, restarts=False
+)
+@example(events=[("a", 10), ("a", 5)], cuts=[1], within_ms=5, lag_ms=40, part=1, restarts=False)
+@example(events=[("a", 5), ("a", 10)], cuts=[1], within_ms=5, lag_ms=40, part=1, restarts=False)
 @given(
     events=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-60, 60)), max_size=25),
     cuts=st.lists(st.integers(0, 25), max_size=4),
     within_ms=st.integers(1, 30),
+    lag_ms=st.sampled_from([0, 40, 200]),
+    part=st.sampled_from([1, 3, 50_000]),
     restarts=st.booleans(),
 )
 def test_the_same_rows_survive_a_dedupe_however_they_were_batched(
-    events: list[tuple[str, int]], cuts: list[int], within_ms: int, *, restarts: bool
+    events: list[tuple[str, int]], cuts: list[int], within_ms: int, lag_ms: int, part: int, *, restarts: bool
 ) -> None:
-    expected = by_definition(events, within_ms)
-    assert survivors(events, [min(c, len(events)) for c in cuts], within_ms, restarts=restarts) == expected
+    cuts = [min(cut, len(events)) for cut in cuts]
+    with patch.object(dedupes, "_PART_ROWS", part):
+        kept = survivors(events, cuts, within_ms, lag_ms=lag_ms, restarts=restarts)
+    assert kept == by_definition(events, within_ms)
 
 
 def test_a_repeat_of_long_ago_is_looked_up_in_the_dataset_and_news_are_not() -> None:

@@ -170,12 +170,12 @@ async def test_a_batch_of_nothing_but_dead_letters_leaves_the_event_loop_to_othe
     async with AIOKafkaProducer(
         bootstrap_servers=kafka.bootstrap_servers, max_request_size=2**24
     ) as producer:
-        outbox = Outbox(producer)
+        letters.outbox = Outbox(producer)
         looking = asyncio.create_task(look())
-        await letters.publish(refused, outbox)
+        await letters.publish(refused)
         looking.cancel()
         # As after a commit that failed: they are out, and not said again.
-        await letters.publish(refused, outbox)
+        await letters.publish(refused)
     assert max(after - before for before, after in pairwise(out)) <= AT_A_TIME
     said = [
         letter.event_id()
