@@ -89,6 +89,7 @@ class Prepared:
     accounts: dict[Pane, Account]
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, Keys] = field(default_factory=dict)
+    has_late: bool = False
 
     def metadata(self) -> dict[str, Any]:
         """What the commit says of itself, beside the rows."""
@@ -277,7 +278,8 @@ class Ingest:
                 rows, keys = keep(rows, pl.Series(~repeats)), keys.where(~repeats)
             prepared.keys[topic] = keys
         if topic == self.pipeline.source.topic:
-            rows = self._late(rows, standing.pipeline_watermark_ms)
+            in_time, rows = rows, self._late(rows, standing.pipeline_watermark_ms)
+            prepared.has_late = rows is not in_time
         if self._accounts(topic):
             prepared.accounts = tally.accounts
             for pane, account in summarise(rows, start=self._pane_start()).items():
@@ -295,14 +297,17 @@ class Ingest:
     def _late(self, rows: pl.DataFrame, mark_ms: int | None) -> pl.DataFrame:
         """Tag rows whose window had closed when they came: kept, and announced as an amendment."""
         is_late = self.pipeline.window.is_late
-        if mark_ms is None or rows.is_empty():
-            return rows
-        earliest = pl.lit(rows.get_column("_time").min(), dtype=pl.Int64)
-        if not pl.select(is_late(earliest, mark_ms)).item():
+        if mark_ms is None or not self._may_be_late(rows, mark_ms):
             return rows  # nearly always; making lists anew is slow
         with_it = pl.concat_list("_tags", pl.lit(LATE))
         late = is_late(pl.col("_time"), mark_ms)
         return rows.with_columns(_tags=pl.when(late).then(with_it).otherwise(pl.col("_tags")))
+
+    def _may_be_late(self, rows: pl.DataFrame, mark_ms: int) -> bool:
+        if rows.is_empty():
+            return False
+        earliest = pl.lit(rows.get_column("_time").min(), dtype=pl.Int64)
+        return pl.select(self.pipeline.window.is_late(earliest, mark_ms)).item()
 
     def came_true(self, prepared: Prepared, standing: Standing) -> bool:
         """Whether a commit that was finished against that standing is what it would be against the ledger's.
@@ -324,6 +329,8 @@ class Ingest:
         """Whether preparing it at that watermark would give the same: no other rows are late."""
         rows = prepared.by_source.get(self.pipeline.source.topic)
         if rows is None or pipeline_watermark_ms is None:
+            return True
+        if not prepared.has_late and not self._may_be_late(rows, pipeline_watermark_ms):
             return True
         tagged = pl.col("_tags").list.contains(LATE)
         is_late = self.pipeline.window.is_late(pl.col("_time"), pipeline_watermark_ms)

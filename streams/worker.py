@@ -481,6 +481,7 @@ class StreamWorker:
     async def _one_commit(self, turn: InTurn) -> None:
         began_ms = time.time() * 1000
         async with self._ledger_lock:
+            await self._hear_of_others()
             frames = self._next_in_line(each.frame for each in turn.batch.arrived)
             while frames:
                 prepared = await self._prepared(turn, frames)
@@ -502,6 +503,12 @@ class StreamWorker:
                     return
                 if self._next is not None:  # that one was finished behind what is prepared anew
                     self._next.finished = None
+
+    async def _hear_of_others(self) -> None:
+        """What was committed since by other workers is taken in before a file is written in vain."""
+        if self._ledger.is_behind():
+            with contextlib.suppress(OSError):  # the commit will say so
+                await asyncio.to_thread(self._ledger.catch_up)
 
     async def _prepared(self, turn: InTurn, frames: Sequence[Frame]) -> Prepared:
         """The commit of these frames: as it was finished ahead, where all came as was thought then."""

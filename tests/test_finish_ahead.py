@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import AsyncMock
 
 import polars as pl
 import pytest
@@ -249,11 +250,14 @@ async def test_a_worker_finishes_the_next_batch_while_it_commits_and_takes_it_as
     assert turns.worker._next is None
 
 
-async def test_a_commit_that_comes_between_has_both_finished_anew_where_it_makes_their_rows_late(
-    tmp_path: Path,
+@pytest.mark.parametrize(("heard", "finished"), [("before", 4), ("by being overtaken", 5)])
+async def test_a_commit_that_comes_between_has_finished_anew_what_it_makes_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: str, finished: int
 ) -> None:
     turns = Turns(tmp_path, [[Row(0, "a", 500)], [Row(0, "c", 520)], [Row(0, "d", 530)]])
     await turns.take()
+    if heard != "before":
+        monkeypatch.setattr(turns.worker, "_hear_of_others", AsyncMock())
     other = Ledger(turns.worker.uri, dataset_schema(PIPELINE))
     advance = {PARTITIONS[1]: Advance(0, 1)}
     other.commit(
@@ -266,7 +270,7 @@ async def test_a_commit_that_comes_between_has_both_finished_anew_where_it_makes
     await turns.take()
     await turns.take()
     assert turns.rows() == [("a", False), ("c", True), ("d", True)]
-    assert turns.finished == 5, "the second and third once for nothing"
+    assert turns.finished == finished, "the second once for nothing; the third, too, if it was too late"
     assert turns.heard.versions == [1, 3, 4]
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 
 from infra.dataset import META, Dataset, DatasetUnreadable
 from infra.switched import newest_switch
 from schemas.errors import InvalidConfiguration
 from streams.ledger import checkpoint as checkpoint_module
+from streams.ledger import commit as ledger_commit
 from streams.ledger.commit import (
     Advance,
     DatasetDiffers,
@@ -51,8 +53,9 @@ def rows(start: int, end: int, *, partition: int = 0) -> pl.DataFrame:
 
 def commit(ledger: Ledger, start: int, end: int, *, partition: int = 0, **more: Any) -> int:
     key = ("events", partition)
+    made = more.pop("made", None)
     return ledger.commit(
-        rows(start, end, partition=partition),
+        rows(start, end, partition=partition) if made is None else made,
         advances={key: Advance(start, end)},
         watermarks={key: end * 10},
         metadata={"offsets": {f"events/{partition}": [start, end]}},
@@ -120,6 +123,88 @@ def test_workers_of_different_partitions_overtake_each_other_and_none_loses_a_ro
             at[partition] += 2
     assert overtaken > 0
     assert offsets(tmp_path / "p") == [*range(24), *range(24)]
+
+
+def files(uri: Path) -> set[str]:
+    return {file.name for file in uri.glob("*.parquet")}
+
+
+def named(uri: Path) -> set[str]:
+    return {Path(file).name for file in DeltaTable(uri).file_uris()}
+
+
+def test_an_overtaken_commit_is_tried_again_with_the_file_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = tmp_path / "p"
+    one, other = Ledger(uri, SCHEMA), Ledger(uri, SCHEMA)
+    written: list[Path] = []
+    write = ledger_commit.write_file
+    monkeypatch.setattr(
+        ledger_commit, "write_file", lambda *given: written.append(write(*given)) or written[-1]
+    )
+    made = rows(0, 4, partition=1)
+    for turn in range(3):
+        commit(one, turn, turn + 1)
+        with pytest.raises(Overtaken):
+            commit(other, 0, 4, partition=1, made=made)
+    assert not other.is_behind()
+    commit(other, 0, 4, partition=1, made=made)
+    assert len(written) == 4
+    assert files(uri) == named(uri)
+    assert offsets(uri) == [0, 1, 2, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("then", ["other rows", "fenced"])
+def test_a_file_of_a_commit_that_is_given_up_is_not_left(tmp_path: Path, then: str) -> None:
+    uri = tmp_path / "p"
+    one, other = Ledger(uri, SCHEMA), Ledger(uri, SCHEMA)
+    commit(one, 0, 1)
+    with pytest.raises(Overtaken):
+        commit(other, 0, 4, partition=1)
+    assert len(files(uri) - named(uri)) == 1
+    if then == "fenced":
+        commit(one, 0, 2, partition=1)
+        other.catch_up()
+        with pytest.raises(Fenced):
+            commit(other, 0, 4, partition=1)
+    else:
+        commit(other, 0, 3, partition=1)
+    assert files(uri) == named(uri)
+
+
+def test_a_file_that_a_version_names_after_all_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a link is made on a far file system and its answer is lost: the next try finds it there."""
+    uri = tmp_path / "p"
+    ledger = Ledger(uri, SCHEMA)
+    put = ledger_commit.put
+
+    def made_and_asked_again(*given: Any, **named: Any) -> None:
+        put(*given, **named)
+        put(*given, **named)
+
+    monkeypatch.setattr(ledger_commit, "put", made_and_asked_again)
+    with pytest.raises(Fenced):
+        commit(ledger, 0, 3)
+    assert offsets(uri) == [0, 1, 2]
+
+
+def test_what_others_committed_is_taken_in_by_their_entries(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path / "p", SCHEMA), Ledger(tmp_path / "p", SCHEMA)
+    assert not other.catch_up()
+    for turn in range(5):
+        assert other.position(A) == (turn or None)
+        commit(one, turn, turn + 1, pipeline_watermark_ms=turn)
+        assert other.is_behind()
+        assert other.catch_up()
+        anew = Ledger(tmp_path / "p", SCHEMA)
+        for asked in (other, anew):
+            assert (asked.version(), asked.position(A), asked.watermark(A)) == (
+                turn + 1,
+                turn + 1,
+                10 * (turn + 1),
+            )
+            assert (asked.pipeline_watermark(), asked.position(B)) == (turn, None)
 
 
 def test_a_gap_or_a_repeat_of_a_partition_is_fenced(tmp_path: Path) -> None:

@@ -417,7 +417,7 @@ class Announcer:
             return
         progress.tail_from_ms = remember_from_ms(self.pipeline, progress)
         for tail in progress.tail.values():
-            tail.take_before(progress.tail_from_ms)
+            tail.forget_before(progress.tail_from_ms)
 
 
 def _announced_before(read: Mapping[str, int], watermark_ms: int) -> pl.Expr:

@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+_EVER_MS = 2**62
 # Small commits come together into pieces of so many rows: each piece is some 20 µs to a question.
 PIECE_ROWS = 16_384
 
@@ -31,13 +32,9 @@ class Recent:
     def __init__(self, columns: Mapping[str, Any], rows: pl.DataFrame | None = None) -> None:
         self._nothing = pl.DataFrame(schema=columns)
         self._pieces: list[_Piece] = []
+        self._from_ms = -_EVER_MS
         if rows is not None:
             self.add(rows)
-
-    @property
-    def height(self) -> int:
-        """How many rows there are."""
-        return sum(piece.rows.height for piece in self._pieces)
 
     def add(self, rows: pl.DataFrame) -> None:
         """Take rows in. Equal pieces become one twice as large, so a row is copied a few times at most."""
@@ -52,10 +49,11 @@ class Recent:
 
     def rows(self) -> pl.DataFrame:
         """All rows."""
-        return pl.concat([self._nothing, *(piece.rows for piece in self._pieces)])
+        return self.between(-_EVER_MS, _EVER_MS)
 
     def between(self, from_ms: int, until_ms: int) -> pl.DataFrame:
         """Rows with event time in [from_ms, until_ms)."""
+        from_ms = max(from_ms, self._from_ms)
         found = [self._nothing]
         for piece in self._pieces:
             if piece.first_ms >= from_ms and piece.last_ms < until_ms:
@@ -66,7 +64,7 @@ class Recent:
         return pl.concat(found)
 
     def take_before(self, ms: int) -> pl.DataFrame:
-        """Rows with event time before `ms`; they are not here any more."""
+        """Rows with event time before `ms`; they are not here any more. Such that come later are."""
         taken, left = [self._nothing], []
         for piece in self._pieces:
             if piece.first_ms >= ms:
@@ -79,6 +77,11 @@ class Recent:
                 left.append(_piece(piece.rows.filter(~passed)))
         self._pieces = left
         return pl.concat(taken)
+
+    def forget_before(self, ms: int) -> None:
+        """Rows with event time before `ms` are not here any more, nor are such that come later."""
+        self._from_ms = max(self._from_ms, ms)
+        self._pieces = [piece for piece in self._pieces if piece.last_ms >= self._from_ms]
 
 
 def _piece(rows: pl.DataFrame) -> _Piece:

@@ -91,6 +91,8 @@ class Ledger:
         self.checkpoints = Checkpoints(self.uri)
         # What the table's transactions say at this version: each costs a scan to ask for.
         self._said: dict[str, int | None] = {}
+        # A file whose rows no version names yet: another worker's commit came first.
+        self._unnamed: tuple[pl.DataFrame, Path] | None = None
         self._table = self._open(as_it_is=schema is None)
         self._version = self._table.version()
         self._switched_at = self.marked(SWITCHED)
@@ -122,6 +124,30 @@ class Ledger:
                 "give the changed pipeline a new name, or move the old dataset away"
             )
         return table
+
+    def is_behind(self) -> bool:
+        """Whether somebody else is known to have committed since; of a store nothing is known."""
+        return "://" not in self.uri and entry_of(self.uri, self._version + 1).exists()
+
+    def catch_up(self) -> bool:
+        """Take in what others committed since, by their entries; False where none is known.
+
+        As `refresh`, but that has deltalake look anew, and all that is known is asked for anew: 15 ms and
+        4 for each partition.
+        """
+        before = self._version
+        while self.is_behind():
+            actions = _actions(entry_of(self.uri, self._version + 1))
+            said = [action["txn"] for action in actions if "txn" in action]
+            self._said |= {each["appId"]: each["version"] for each in said}
+            named = {action["add"]["path"] for action in actions if "add" in action}
+            if self._unnamed is not None and self._unnamed[1].name in named:
+                self._unnamed = None
+            self._version += 1
+        if self._version == before:
+            return False
+        make_durable(self.uri, self._version)
+        return True
 
     def version(self) -> int:
         """Newest version that this handle has seen."""
@@ -204,8 +230,7 @@ class Ledger:
         self.refuse_switched()
         self._check_fence(advances)
         try:
-            names = self.schema.names()
-            self._append(version, rows if rows.columns == names else rows.select(names), said, metadata)
+            self._append(version, rows, said, metadata)
         except (FileExistsError, CommitFailedError) as error:
             self._look_again(error)
             self._check_fence(advances)
@@ -231,8 +256,9 @@ class Ledger:
             DatasetNotWritable: it does not answer. Had the commit been made, the next try would be fenced.
         """
         try:
-            self.refresh()
-            make_durable(self.uri, self._version)
+            if not self.catch_up():
+                self.refresh()
+                make_durable(self.uri, self._version)
         except (DeltaError, OSError) as error:
             raise DatasetNotWritable(
                 f"commit to {self.uri} failed ({failed}), and the dataset does not answer since: {error}; "
@@ -245,24 +271,42 @@ class Ledger:
         """Make that version, or leave nothing.
 
         Raises:
-            FileExistsError, CommitFailedError: it is there already.
+            FileExistsError, CommitFailedError: it is there already; the rows' file waits for another try.
             DeltaError, PolarsError, OSError: it could not be written.
         """
         account = msgspec.json.encode(metadata).decode()
         if "://" in self.uri:
-            self._append_in_store(version, rows, said, account)
+            self._append_in_store(version, self._in_order(rows), said, account)
             return
         root = Path(self.uri)
-        files = [write_file(root, rows)] if rows.height else []
+        files = [self._file_of(rows)] if rows.height else []
         actions = [*transactions(said), *(add(file, rows) for file in files)]
         try:
             put(root, version, entry("WRITE", actions, account), flushed=False)
-        except OSError as error:
-            # Unless the entry is there, and names them.
-            if isinstance(error, FileExistsError) or not entry_of(root, version).exists():
-                for file in files:
-                    file.unlink(missing_ok=True)
+        except FileExistsError:
             raise
+        except OSError:
+            if entry_of(root, version).exists():
+                self._unnamed = None  # it is named
+            self._discard()
+            raise
+        self._unnamed = None
+
+    def _in_order(self, rows: pl.DataFrame) -> pl.DataFrame:
+        names = self.schema.names()
+        return rows if rows.columns == names else rows.select(names)
+
+    def _file_of(self, rows: pl.DataFrame) -> Path:
+        """The file of these rows: the one of the try before, if they are the same."""
+        if self._unnamed is None or self._unnamed[0] is not rows:
+            self._discard()
+            self._unnamed = rows, write_file(Path(self.uri), self._in_order(rows))
+        return self._unnamed[1]
+
+    def _discard(self) -> None:
+        if self._unnamed is not None:
+            self._unnamed[1].unlink(missing_ok=True)
+            self._unnamed = None
 
     def _append_in_store(
         self, version: int, rows: pl.DataFrame, said: Mapping[str, int], account: str
@@ -286,6 +330,7 @@ class Ledger:
         for partition, advance in advances.items():
             found = self.position(partition)
             if found is not None and found != advance.start:
+                self._discard()
                 raise Fenced(partition, advance.start, found)
 
 
