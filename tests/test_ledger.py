@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from infra.dataset import META, Dataset, DatasetUnreadable
+from infra.dataset import META, Dataset, DatasetUnreadable, entry_of
 from infra.switched import newest_switch
 from schemas.errors import InvalidConfiguration
 from streams.ledger import checkpoint as checkpoint_module
@@ -205,6 +205,15 @@ def test_what_others_committed_is_taken_in_by_their_entries(tmp_path: Path) -> N
                 10 * (turn + 1),
             )
             assert (asked.pipeline_watermark(), asked.position(B)) == (turn, None)
+
+
+def test_an_entry_of_another_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path / "p", SCHEMA), Ledger(tmp_path / "p", SCHEMA)
+    entry = entry_of(tmp_path / "p", commit(one, 0, 1))
+    entry.write_bytes(entry.read_bytes()[:-10])
+    with pytest.raises(DatasetNotWhole, match=rf"{entry.name} is not whole.*restore it"):
+        other.catch_up()
+    assert (other.version(), other.position(A)) == (0, None)
 
 
 def test_a_gap_or_a_repeat_of_a_partition_is_fenced(tmp_path: Path) -> None:

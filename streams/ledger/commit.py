@@ -38,6 +38,10 @@ _TABLE_SETTINGS = {
     "delta.deletedFileRetentionDuration": "interval 1 hours",
 }
 _PIPELINE = "watermark"
+_WAY_OUT = (
+    "restore it, or move the entry away to go back to the version before; "
+    "what came later is then read again from Kafka"
+)
 
 
 class Fenced(Retryable):
@@ -134,10 +138,17 @@ class Ledger:
 
         As `refresh`, but that has deltalake look anew, and all that is known is asked for anew: 15 ms and
         4 for each partition.
+
+        Raises:
+            DatasetNotWhole: an entry cannot be read.
         """
         before = self._version
         while self.is_behind():
-            actions = _actions(entry_of(self.uri, self._version + 1))
+            said_by = entry_of(self.uri, self._version + 1)
+            try:
+                actions = _actions(said_by)
+            except ValueError as error:
+                raise DatasetNotWhole(f"log entry {said_by} is not whole ({error}): {_WAY_OUT}") from error
             said = [action["txn"] for action in actions if "txn" in action]
             self._said |= {each["appId"]: each["version"] for each in said}
             named = {action["add"]["path"] for action in actions if "add" in action}
@@ -355,17 +366,13 @@ def _check_whole(root: Path) -> None:
     newest = max((root / "_delta_log").glob("[0-9]*.json"), default=None)
     if newest is None:
         return
-    way_out = (
-        "restore it, or move the entry away to go back to the version before; "
-        "what came later is then read again from Kafka"
-    )
     try:
         actions = _actions(newest)
         info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
         said = json.loads(info.get(COMMIT_METADATA, "{}"))
     except (ValueError, StopIteration) as error:
         raise DatasetNotWhole(
-            f"log entry {newest} is not whole ({error or 'no commitInfo'}), as after a power cut: {way_out}"
+            f"log entry {newest} is not whole ({error or 'no commitInfo'}), as after a power cut: {_WAY_OUT}"
         ) from error
     expected = {
         transaction_name("offset", *_partition(name)): ends[1]
@@ -376,12 +383,12 @@ def _check_whole(root: Path) -> None:
     if any(found.get(app) != version for app, version in expected.items()) or (
         len(files) < info.get("operationMetrics", {}).get("num_added_files", 0)
     ):
-        raise DatasetNotWhole(f"log entry {newest} is not whole (actions are missing): {way_out}")
+        raise DatasetNotWhole(f"log entry {newest} is not whole (actions are missing): {_WAY_OUT}")
     for file in files:
         path = root / file["path"]
         if not path.is_file() or path.stat().st_size != file["size"]:
             raise DatasetNotWhole(
-                f"{path} is not the file of {file['size']} bytes that log entry {newest} added: {way_out}"
+                f"{path} is not the file of {file['size']} bytes that log entry {newest} added: {_WAY_OUT}"
             )
 
 
