@@ -53,7 +53,7 @@ def scale(
     of: Annotated[
         str, typer.Option(help="What grows: workers, partitions, keys, dedupe; with commas between.")
     ] = "workers,partitions,keys,dedupe",
-    events: Annotated[int, typer.Option(min=100_000, help="Events on each topic.")] = 1_000_000,
+    events: Annotated[int, typer.Option(min=100_000, help="Events on each topic.")] = 4_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="Times that every case runs.")] = 3,
     to: To = None,
     as_json: Json = False,
