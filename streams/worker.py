@@ -413,8 +413,7 @@ class StreamWorker:
                 if turn.batch.term == self._term:
                     await self._one_commit(turn)
             except Fenced as error:
-                self.observed.count(metrics.FENCED)
-                log.warning("fenced", error=str(error))
+                self._say_fenced(error)
                 await self._start_over()
             except SwitchedAway:
                 self._drop()
@@ -430,6 +429,10 @@ class StreamWorker:
                 _let_go_of(turn.batch.arrived)
                 if self._batches.empty() and self._next is None:
                     self._nothing_in_hand.set()
+
+    def _say_fenced(self, error: Fenced) -> None:
+        self.observed.count(metrics.FENCED)
+        log.warning("fenced", error=str(error))
 
     async def _start_over(self) -> None:
         """Drop all that was read and ask the ledger again."""
@@ -663,7 +666,8 @@ class StreamWorker:
             empty = Prepared(self._ingest.empty(), {}, [], resting, {}, {}, {})
             try:
                 commit = await self._commit(empty, idle=resting.keys())
-            except Fenced:
+            except Fenced as error:
+                self._say_fenced(error)
                 return  # somebody else owns one of them, and reads it
         if commit is not None:
             self.observed.committed(commit, empty)
