@@ -257,7 +257,7 @@ def test_a_fold_taken_up_again_at_any_version_announces_the_same(of_each_kind: F
         progress.history = stood(history, start).history_before(start + 1, beginning(pipeline))
         fold = announcer(pipeline, uri, progress)
         for version in range(start + 1, min(start + 4, len(whole)) + 1):
-            again = fold.apply(read_commit(pipeline, str(uri), version))
+            again = fold.apply(read_commit(pipeline, str(uri), version, columns=fold.columns))
             expected = whole[version - 1]
             assert [each.envelope.id for each in again] == [each.envelope.id for each in expected]
             for mine, theirs in zip(again, expected, strict=True):

@@ -108,6 +108,7 @@ class Announcer:
     """Folds commits of one pipeline into announcements.
 
     `read_rows` reads the dataset for what is older than the tail: rows and windows that come very late.
+    `columns` are those that it looks at of a commit's rows, None: all.
     `since` is the switch that made the dataset the live one: what was ready in the one before, and the
     windows `closed_before`, are announced already.
     """
@@ -133,6 +134,9 @@ class Announcer:
         self._configuration = configuration_sha256
         self._source = f"/tidemill/{pipeline.name}"
         self._remembered = columns_to_remember(pipeline)
+        wanted = dict.fromkeys(name for columns in self._remembered.values() for name in columns)
+        # Sessions by key are accounted for by the rows themselves, whatever columns they have.
+        self.columns = list(wanted) if pipeline.window.by is None else None
         for topic, columns in self._remembered.items():
             progress.tail.setdefault(topic, Recent(columns))
         if progress.pending is None and self.spec.names():

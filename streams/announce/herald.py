@@ -213,7 +213,9 @@ class Herald:
                 return False
             # Whoever made it may not have flushed it yet: nothing is said of what a power cut could undo.
             await asyncio.to_thread(make_durable, self.uri, version)
-            commit = await asyncio.to_thread(read_commit, self.pipeline, self.uri, version)
+            commit = await asyncio.to_thread(
+                read_commit, self.pipeline, self.uri, version, columns=announcer.columns
+            )
         portions = announcer.portions(commit)
         while (portion := await asyncio.to_thread(next, portions, None)) is not None:
             await self._publish(portion, version, but_not=known)

@@ -22,27 +22,25 @@ from streams.closing import closing
 from streams.pipeline import Pipeline
 
 
-def read_commit(pipeline: Pipeline, uri: str, version: int) -> Commit:
-    """One version: what is announced of the rows that it added, by source, and what it said of itself."""
+def read_commit(
+    pipeline: Pipeline, uri: str, version: int, *, columns: list[str] | None = None
+) -> Commit:
+    """One version: the rows that it added, by source, and what it said of itself.
+
+    `columns` are those that are wanted of the rows, meta columns with them; None: all.
+    """
     dataset = Dataset(uri)
     record = dataset.commit(version)
     by_source: dict[str, pl.DataFrame] = {}
     # A compaction rewrites rows that earlier versions announced: it says nothing of offsets and adds none.
     if record.added and "offsets" in record.metadata:
         try:
-            rows = pl.read_parquet(list(record.added), columns=_told_of(pipeline), glob=False)
+            rows = pl.read_parquet(list(record.added), columns=columns, glob=False)
         except FileNotFoundError:  # compacted and vacuumed since: the rows lie in newer files
             rows = _rows_between(dataset, pipeline, record.metadata["offsets"])
         by_source = {topic: rows.filter(pl.col("_source") == topic) for topic in pipeline.sources()}
         by_source = {topic: own for topic, own in by_source.items() if own.height}
     return Commit(version, record.metadata, by_source)
-
-
-def _told_of(pipeline: Pipeline) -> list[str] | None:
-    """The columns that announcements look at; None: all, where sessions by key are accounted for by rows."""
-    if pipeline.window.by is not None:
-        return None
-    return list(dict.fromkeys(name for each in columns_to_remember(pipeline).values() for name in each))
 
 
 def read_account(pipeline: Pipeline, uri: str, version: int) -> Commit:
