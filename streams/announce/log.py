@@ -22,9 +22,7 @@ from streams.closing import closing
 from streams.pipeline import Pipeline
 
 
-def read_commit(
-    pipeline: Pipeline, uri: str, version: int, *, columns: list[str] | None = None
-) -> Commit:
+def read_commit(pipeline: Pipeline, uri: str, version: int, *, columns: list[str] | None = None) -> Commit:
     """One version: the rows that it added, by source, and what it said of itself.
 
     `columns` are those that are wanted of the rows, meta columns with them; None: all.
