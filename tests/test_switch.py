@@ -139,7 +139,7 @@ def test_a_switch_and_its_taking_back_lose_nothing_and_say_nothing_twice(road: R
     with road.worker(road.new) as worker:
         wait_until(lambda: worker.assert_runs() and new.position(MAIN, 0) > 0, "it reads on")
         worker.kill()
-        worker.start(("after a commit", 2, "SIGKILL"))
+        worker.start(("after a commit", 1, "SIGKILL"))
         road.day()
         wait_until(worker.has_ended, "it dies behind a commit")
         worker.start()
