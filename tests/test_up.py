@@ -94,7 +94,8 @@ def test_a_killed_broker_comes_back_the_door_takes_events_on_and_a_switch_is_fol
         assert (again.pid, again.port) != (broker.pid, 0)
         assert again.port == broker.port
         wait_until(lambda: taken(2), "an event is taken by the broker that came back", within_s=90)
-        assert "the broker was killed and is started again" in log_file.read_text()
+        said = "the broker was killed and is started again"
+        wait_until(lambda: runs() and said in log_file.read_text(), "it says so")
         old = home / "dataset" / "kiosk"
         wait_until(lambda: runs() and rows_in(old) == 2, "both are in the dataset", within_s=90)
         live = switched(project, home, f"127.0.0.1:{again.port}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,8 @@ class Strike:
     def __call__(self) -> None:
         self._left -= 1
         if self._left == 0:
-            os.kill(os.getpid(), self._signal)
+            # To this thread: by `os.kill` another one may take it, and this one goes on for milliseconds.
+            signal.pthread_kill(threading.get_ident(), self._signal)
 
 
 def arm(where: str, strike: Callable[[], None]) -> None:
