@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infra.dataset import open_table, transaction_name
+from infra.dataset import transaction_name, transactions_at
 from schemas.standing import OpenWindow, PartitionStands, PipelineStands
 from streams.announce.fold import Commit, Progress
 from streams.ledger.commit import Partition
@@ -28,16 +28,16 @@ class Standings:
         self._stands.clear()
         if version < 0:
             return
-        table = open_table(uri, version)
+        said = transactions_at(uri, version)
         for topic, number in partitions:
-            position = table.transaction_version(transaction_name("offset", topic, number))
+            position = said(transaction_name("offset", topic, number))
             if position is not None:
                 self._stands[f"{topic}/{number}"] = PartitionStands(
                     topic=topic,
                     partition=number,
                     next=position,
-                    watermark_ms=table.transaction_version(transaction_name("watermark", topic, number)),
-                    idle=table.transaction_version(transaction_name("idle", topic, number)) == position,
+                    watermark_ms=said(transaction_name("watermark", topic, number)),
+                    idle=said(transaction_name("idle", topic, number)) == position,
                 )
 
     def take(self, commit: Commit) -> None:
