@@ -92,15 +92,24 @@ class Dataset:
         Raises:
             DatasetUnreadable: no dataset, no such version, or no such column.
         """
-        schema = pl.Schema(pl.scan_delta(self._open(version)).collect_schema())
+        found = self.scan(source, version=version, start_ms=start_ms, end_ms=end_ms)
+        schema = found.collect_schema()
         wanted = list(schema) if columns is None else list(dict.fromkeys([*columns, *META]))
         if unknown := [name for name in wanted if name not in schema]:
             raise DatasetUnreadable(
                 f"dataset {self.uri} version {version} has no column {unknown[0]!r}; "
                 f"it has {', '.join(schema)}"
             )
-        found = self._scan(schema, version, start_ms, end_ms).filter(pl.col("_source") == source)
         return found.select(wanted).collect().sort("_time", "_partition", "_offset", "_row")
+
+    def scan(self, source: str, *, version: int, start_ms: int, end_ms: int) -> pl.LazyFrame:
+        """The same rows in no order, of which only the columns are read that are asked for.
+
+        Raises:
+            DatasetUnreadable: no dataset, or no such version.
+        """
+        schema, _ = _contents(self.uri, version)
+        return self._scan(schema, version, start_ms, end_ms).filter(pl.col("_source") == source)
 
     def offset_ranges(
         self, *, version: int, start_ms: int, end_ms: int, of: Mapping[str, tuple[int, int]] | None = None
@@ -292,20 +301,25 @@ def _read_newest(uri: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _file_spans(uri: str, version: int) -> pl.DataFrame:
-    """Absolute path and span of event time of each file of a version: versions never change."""
-    actions = pl.DataFrame(open_table(uri, version).get_add_actions(flatten=True))
+def _contents(uri: str, version: int) -> tuple[pl.Schema, pl.DataFrame]:
+    """All columns of a version, and of each of its files the absolute path and the span of event time.
+
+    Versions never change, and to open one takes tens of milliseconds.
+    """
+    table = open_table(uri, version)
+    schema = pl.Schema(pl.scan_delta(table).collect_schema())
+    actions = pl.DataFrame(table.get_add_actions(flatten=True))
     if actions.height == 0:
-        return pl.DataFrame(schema={"path": pl.String, "first": pl.Int64, "last": pl.Int64})
+        return schema, pl.DataFrame(schema={"path": pl.String, "first": pl.Int64, "last": pl.Int64})
     root = str(uri).rstrip("/") + "/"
-    return actions.select(
+    return schema, actions.select(
         path=pl.lit(root) + pl.col("path"), first=pl.col("min._time"), last=pl.col("max._time")
     )
 
 
 def _files_between(uri: str, version: int, start_ms: int, end_ms: int) -> list[str]:
     """Files that can hold rows of [start_ms, end_ms), by the log's own statistics."""
-    spans = _file_spans(uri, version)
+    _, spans = _contents(uri, version)
     # A file without statistics may hold anything.
     hit = (pl.col("first").is_null()) | ((pl.col("first") < end_ms) & (pl.col("last") >= start_ms))
     return spans.filter(hit).get_column("path").sort().to_list()

@@ -51,9 +51,8 @@ def keys_of(ledger: Ledger) -> Callable[[str, str], Read]:
     def keys(topic: str, key: str) -> Read:
         def read(start_ms: int, end_ms: int) -> pl.DataFrame:
             version = ledger.version()
-            return Dataset(ledger.uri).rows(
-                topic, version=version, start_ms=start_ms, end_ms=end_ms, columns=[key]
-            )
+            rows = Dataset(ledger.uri).scan(topic, version=version, start_ms=start_ms, end_ms=end_ms)
+            return rows.select(key, "_time").collect()
 
         return read
 
