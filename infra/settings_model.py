@@ -150,8 +150,9 @@ class Worker(_Section):
     """Most rows that one step of the pipeline and one commit handle; a record of more is a batch alone."""
     batch_bytes: PositiveInt = 16 * 1024 * 1024
     """About how many bytes of record values are one batch: a fetched chunk more, at most."""
-    coalesce_ms: NonNegativeInt = 5
-    """How long a batch that is not full waits for more."""
+    coalesce_ms: NonNegativeInt = 100
+    """How long after the batch before one that is not full waits for more; so there are at most ten commits a
+    second where little comes, and what comes first after a rest does not wait."""
     idle_timeout_ms: PositiveInt = 30_000
     """A partition silent for so long holds no window open any more."""
     metadata_max_age_ms: PositiveInt = 30_000

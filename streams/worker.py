@@ -63,6 +63,8 @@ _RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
 _LAST_WORK_S = 10.0
 # Batches that are sifted ahead of the one that is being committed: by one, each waits for the other's turn.
 _AHEAD = 2
+# What comes first after a rest gathers for so long: of a volley of records more than one.
+_GATHER_S = 0.005
 # How often the partitions' ends are looked at, for the lag that metrics show.
 _LOOK_S = 3.0
 _ALERT_S = 10.0
@@ -138,6 +140,7 @@ class StreamWorker:
         self._ahead = asyncio.Semaphore(_AHEAD)
         self._nothing_in_hand = asyncio.Event()
         self._nothing_in_hand.set()
+        self._took_at = float("-inf")
         self._term = 0
         self._stopping = asyncio.Event()
         self._contact_ms = (metrics_options or Metrics()).contact_ms
@@ -374,6 +377,7 @@ class StreamWorker:
             await self._worth_taking()
             await self._herald.room()
             term, arrived = self._term, self._queue.take()
+            self._took_at = time.monotonic()
             try:
                 sifted = await self._sift([each.frame for each in arrived])
             except BaseException:
@@ -383,11 +387,12 @@ class StreamWorker:
             self._batches.put_nowait(Batch(arrived, sifted, term))
 
     async def _worth_taking(self) -> None:
-        """A full batch waits, or whatever there is once nothing is being committed."""
+        """A full batch waits; or anything, while none is being committed and none was taken of late."""
         await self._queue.changed.wait()
         while self._queue.fullness() < 1:
-            await asyncio.sleep(self.options.coalesce_ms / 1000)
-            if self._nothing_in_hand.is_set():
+            await asyncio.sleep(_GATHER_S)
+            rested_s = time.monotonic() - self._took_at
+            if self._nothing_in_hand.is_set() and rested_s * 1000 >= self.options.coalesce_ms:
                 break
         await self._queue.changed.wait()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -138,6 +139,26 @@ async def test_a_worker_sifts_ahead_what_is_full_by_its_bytes(tmp_path: Path) ->
         async with asyncio.timeout(0.2):
             await worker._worth_taking()
     await worker._queue.put(Arrived(frame([None], first=3), lambda: None))
+    async with asyncio.timeout(10):
+        await worker._worth_taking()
+
+
+async def test_what_is_not_full_waits_for_more_after_the_batch_before_but_not_after_a_rest(
+    tmp_path: Path,
+) -> None:
+    nowhere = Connection(bootstrap_servers="127.0.0.1:1")
+    options = Worker(batch_rows=3, coalesce_ms=60_000)
+    worker = StreamWorker(flights, dataset_dir=tmp_path, connection=nowhere, options=options)
+    await worker._queue.put(Arrived(frame([None]), lambda: None))
+    async with asyncio.timeout(10):
+        await worker._worth_taking()
+    worker._queue.take()
+    worker._took_at = time.monotonic()
+    await worker._queue.put(Arrived(frame([None], first=1), lambda: None))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await worker._worth_taking()
+    await worker._queue.put(Arrived(frame([None] * 2, first=2), lambda: None))
     async with asyncio.timeout(10):
         await worker._worth_taking()
 

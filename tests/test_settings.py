@@ -27,7 +27,7 @@ def test_with_nothing_set_everything_lies_in_one_folder_under_the_working_direct
     assert settings.paths.home == empty_folder / "tidemill-data"
     assert settings.paths.dataset == empty_folder / "tidemill-data" / "dataset"
     assert settings.kafka.bootstrap_servers is None
-    assert sources(settings)["worker.coalesce_ms"] == ("5", "default")
+    assert sources(settings)["worker.coalesce_ms"] == ("100", "default")
     assert sources(settings)["paths.logs"] == (str(empty_folder / "tidemill-data" / "logs"), "paths.home")
 
 

@@ -37,7 +37,8 @@ def latency(
     file = write_dated(found, to or configured.paths.home / "bench", "latency", result.began)
     console.print(table_of(result.targets()))
     console.print(
-        f"{result.events:,} events at {result.rate_events_s:,.0f} a second, {result.commits} commits",
+        f"{result.events:,} events at {result.rate_events_s:,.0f} a second, {result.commits} commits, "
+        f"{result.worker_cores:.2f} cores for the worker",
         highlight=False,
     )
     console.print(f"written to {file}", highlight=False, soft_wrap=True)

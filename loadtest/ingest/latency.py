@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 from aiokafka import AIOKafkaProducer
 from rich.console import Console
 
@@ -77,7 +78,7 @@ class Latency:
 
     `latencies_ms` has one of each event that was due after the start had settled, by the second in which it
     was due; None where the worker did not get through in time. `acknowledged_ms` is what passed until Kafka
-    had those events.
+    had those events, `worker_cores` how much of the processor the worker took meanwhile.
     """
 
     began: datetime
@@ -87,6 +88,7 @@ class Latency:
     seconds: float
     events: int
     commits: int
+    worker_cores: float
     latencies_ms: list[np.ndarray] | None
     acknowledged_ms: list[np.ndarray]
 
@@ -115,6 +117,7 @@ class Latency:
             "seconds": self.seconds,
             "events": self.events,
             "commits": self.commits,
+            "worker_cores": round(self.worker_cores, 3),
             "measured_events": sum(map(len, self.latencies_ms or ())),
             "kept_up": known,
             **{
@@ -206,7 +209,7 @@ async def _run_on(
     try:
         worker.start()
         watch.start()
-        await _send(producer, lanes, seconds, watch, worker)
+        worker_cores = await _send(producer, lanes, seconds, watch, worker)
         through = await _until(lambda: _events(watch) >= filled.events, worker)
     finally:
         watch.stop()
@@ -221,6 +224,7 @@ async def _run_on(
         seconds=seconds,
         events=filled.events,
         commits=sum("offsets" in commit.metadata for _, commit in commits),
+        worker_cores=worker_cores,
         latencies_ms=by_second(
             [(lane.due_s, _visible(lane.partition, commits)) for lane in lanes], settle_s=_SETTLE_S
         )
@@ -254,15 +258,29 @@ def _lane(partition: int, records: pl.DataFrame, seconds: float) -> Lane:
 
 async def _send(
     producer: AIOKafkaProducer, lanes: Sequence[Lane], seconds: float, watch: Watch, worker: Supervised
-) -> None:
-    """Send each batch when its last event is due; `seconds` long, after it has settled."""
+) -> float:
+    """Send each batch when its last event is due; `seconds` long, after it has settled.
+
+    Gives the cores that the worker took in that time.
+    """
     await asyncio.gather(*(_send_batch(producer, lane, lane.batches[0], 1) for lane in lanes))
     if not await _until(lambda: _events(watch) > 0, worker):
         raise Absent(f"no event was committed within {_PATIENCE_S:g} s; the log ends:\n{worker.log_tail()}")
     began_s = time.monotonic()
     for lane in lanes:
         lane.due_s = began_s + instants_s(lane.events, seconds)
+    taken = asyncio.create_task(_cores(worker, seconds))
     await asyncio.gather(*(_keep_up(producer, lane) for lane in lanes))
+    return await taken
+
+
+async def _cores(worker: Supervised, seconds: float) -> float:
+    await asyncio.sleep(_SETTLE_S)
+    process, began_s = psutil.Process(worker.pid), time.monotonic()
+    before = process.cpu_times()
+    await asyncio.sleep(seconds)
+    after, took_s = process.cpu_times(), time.monotonic() - began_s
+    return (after.user + after.system - before.user - before.system) / took_s
 
 
 async def _keep_up(producer: AIOKafkaProducer, lane: Lane) -> None:

@@ -57,7 +57,7 @@ def _rows_between(dataset: Dataset, pipeline: Pipeline, offsets: Mapping[str, Se
         taken |= (pl.col("_source") == topic) & (pl.col("_partition") == int(number)) & within
     newest = dataset.newest_version()
     found = [
-        dataset.rows(topic, version=newest, start_ms=EVER_MS, end_ms=-EVER_MS).filter(taken)
+        dataset.scan(topic, version=newest, start_ms=EVER_MS, end_ms=-EVER_MS).filter(taken).collect()
         for topic in pipeline.sources()
     ]
     return pl.concat(found).sort("_source", "_partition", "_offset", "_row")
@@ -112,13 +112,8 @@ def keep(pipeline: Pipeline, uri: str, progress: Progress) -> None:
 def _recall_rows(pipeline: Pipeline, uri: str, progress: Progress) -> None:
     dataset = Dataset(uri)
     for topic, columns in columns_to_remember(pipeline).items():
-        rows = dataset.rows(
-            topic,
-            version=progress.version,
-            start_ms=progress.tail_from_ms,
-            end_ms=-EVER_MS,
-            columns=list(columns),
-        ).select(*columns)
+        rows = dataset.scan(topic, version=progress.version, start_ms=progress.tail_from_ms, end_ms=-EVER_MS)
+        rows = rows.select(*columns).collect()
         progress.tail[topic] = Recent(columns, rows)
         if topic == pipeline.source.topic and pipeline.spec().names():
             progress.pending = Recent(columns, rows)
