@@ -183,7 +183,7 @@ class Dataset:
         Raises:
             DatasetUnreadable: the log has no such entry, or it is not whole, as after a power cut.
         """
-        actions = _actions(self.uri, version)
+        actions = _actions_at(self.uri, version)
         info = next((action["commitInfo"] for action in actions if "commitInfo" in action), None)
         if info is None:
             raise _not_whole(self.uri, version, "it has no commitInfo")
@@ -208,16 +208,25 @@ def entry_of(uri: str | Path, version: int) -> Path:
     return Path(uri) / "_delta_log" / f"{version:020d}.json"
 
 
-def _actions(uri: str | Path, version: int, *, naming: str = "") -> list[dict[str, Any]]:
-    """Those in a version's log entry; all of those that have a key of that name, at least.
+def actions_of(entry: Path, *, naming: str = "") -> list[dict[str, Any]]:
+    """Those in a log entry; all of those that have a key of that name, at least.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not whole.
+    """
+    wanted = f'"{naming}"'.encode() if naming else b""
+    return [json.loads(line) for line in entry.read_bytes().splitlines() if wanted in line]
+
+
+def _actions_at(uri: str | Path, version: int, *, naming: str = "") -> list[dict[str, Any]]:
+    """The same of a version.
 
     Raises:
         DatasetUnreadable: the log has no such entry, or it is not whole.
     """
-    wanted = f'"{naming}"'.encode() if naming else b""
     try:
-        lines = entry_of(uri, version).read_bytes().splitlines()
-        return [json.loads(line) for line in lines if wanted in line]
+        return actions_of(entry_of(uri, version), naming=naming)
     except FileNotFoundError as error:
         raise DatasetUnreadable(f"dataset {uri} has no version {version} in its log") from error
     except ValueError as error:
@@ -257,7 +266,7 @@ def read_transactions(uri: str | Path, version: int) -> dict[str, int]:
     for each in range(version, -1, -1):
         if (known := _transactions_in_checkpoint(uri, each)) is not None:
             return known | said
-        found = [action["txn"] for action in _actions(uri, each, naming="txn") if "txn" in action]
+        found = [action["txn"] for action in _actions_at(uri, each, naming="txn") if "txn" in action]
         said = {one["appId"]: one["version"] for one in found} | said
     return said
 

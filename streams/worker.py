@@ -516,7 +516,7 @@ class StreamWorker:
         """What was committed since by other workers is taken in before a file is written in vain."""
         if self._ledger.is_behind():
             with contextlib.suppress(OSError):  # the commit will say so
-                await asyncio.to_thread(self._ledger.catch_up)
+                await asyncio.to_thread(self._ledger.refresh)
 
     async def _prepared(self, turn: InTurn, frames: Sequence[Frame]) -> Prepared:
         """The commit of these frames: as it was finished ahead, where all came as was thought then."""

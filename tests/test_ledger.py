@@ -165,7 +165,7 @@ def test_a_file_of_a_commit_that_is_given_up_is_not_left(tmp_path: Path, then: s
     assert len(files(uri) - named(uri)) == 1
     if then == "fenced":
         commit(one, 0, 2, partition=1)
-        other.catch_up()
+        other.refresh()
         with pytest.raises(Fenced):
             commit(other, 0, 4, partition=1)
     else:
@@ -191,12 +191,12 @@ def test_a_file_that_a_version_names_after_all_stays(tmp_path: Path, monkeypatch
 
 def test_what_others_committed_is_taken_in_by_their_entries(tmp_path: Path) -> None:
     one, other = Ledger(tmp_path / "p", SCHEMA), Ledger(tmp_path / "p", SCHEMA)
-    assert not other.catch_up()
+    assert not other.refresh()
     for turn in range(5):
         assert other.position(A) == (turn or None)
         commit(one, turn, turn + 1, pipeline_watermark_ms=turn)
         assert other.is_behind()
-        assert other.catch_up()
+        assert other.refresh()
         anew = Ledger(tmp_path / "p", SCHEMA)
         for asked in (other, anew):
             assert (asked.version(), asked.position(A), asked.watermark(A)) == (
@@ -212,7 +212,7 @@ def test_an_entry_of_another_that_cannot_be_read_is_refused_by_its_name(tmp_path
     entry = entry_of(tmp_path / "p", commit(one, 0, 1))
     entry.write_bytes(entry.read_bytes()[:-10])
     with pytest.raises(DatasetNotWhole, match=rf"{entry.name} is not whole.*restore it"):
-        other.catch_up()
+        other.refresh()
     assert (other.version(), other.position(A)) == (0, None)
 
 

@@ -20,7 +20,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from infra.atomic_file import flush
-from infra.dataset import COMMIT_METADATA, META, entry_of, read_transactions, transaction_name
+from infra.dataset import COMMIT_METADATA, META, actions_of, entry_of, read_transactions, transaction_name
 from infra.switched import SWITCHED, SwitchedAway
 from schemas.errors import InvalidConfiguration, Retryable
 from streams.ledger import checkpoint
@@ -136,17 +136,26 @@ class Ledger:
         """Whether somebody else is known to have committed since; of a store nothing is known."""
         return "://" not in self.uri and entry_of(self.uri, self._version + 1).exists()
 
-    def catch_up(self) -> bool:
-        """Take in what others committed since, by their entries: .5 ms. False where none is known.
+    def refresh(self) -> bool:
+        """See what others have committed; False where that is nothing.
+
+        In a folder their entries are read, .5 ms each; of a store deltalake looks anew.
 
         Raises:
             DatasetNotWhole: an entry cannot be read.
         """
+        if "://" in self.uri:
+            self._table.update_incremental()
+            if self._table.version() == self._version:
+                return False
+            self._version = self._table.version()
+            self._said.clear()
+            return True
         before = self._version
         while self.is_behind():
             said_by = entry_of(self.uri, self._version + 1)
             try:
-                actions = _actions(said_by)
+                actions = actions_of(said_by)
             except ValueError as error:
                 raise DatasetNotWhole(f"log entry {said_by} is not whole ({error}): {_WAY_OUT}") from error
             said = [action["txn"] for action in actions if "txn" in action]
@@ -163,20 +172,6 @@ class Ledger:
     def version(self) -> int:
         """Newest version that this handle has seen."""
         return self._version
-
-    def refresh(self) -> None:
-        """See what others have committed.
-
-        Raises:
-            DatasetNotWhole: an entry of theirs cannot be read.
-        """
-        if "://" not in self.uri:
-            self.catch_up()
-            return
-        self._table.update_incremental()
-        if self._table.version() != self._version:
-            self._version = self._table.version()
-            self._said.clear()
 
     def position(self, partition: Partition) -> int | None:
         """Next offset to read of a partition; None where nothing of it was ever committed."""
@@ -274,8 +269,7 @@ class Ledger:
             DatasetNotWritable: it does not answer. Had the commit been made, the next try would be fenced.
         """
         try:
-            if not self.catch_up():
-                self.refresh()
+            if not self.refresh():
                 make_durable(self.uri, self._version)
         except (DeltaError, OSError) as error:
             raise DatasetNotWritable(
@@ -359,7 +353,7 @@ def make_durable(uri: str, version: int) -> None:
     root = Path(uri)
     log = root / "_delta_log"
     said = entry_of(root, version)
-    added = [root / action["add"]["path"] for action in _actions(said) if "add" in action]
+    added = [root / action["add"]["path"] for action in actions_of(said) if "add" in action]
     added = [file for file in added if file.exists()]  # of an old version they may be vacuumed
     for path in (*added, said, root, log, *([root.parent] if version == 0 else [])):
         flush(path)
@@ -374,7 +368,7 @@ def _check_whole(root: Path) -> None:
     if newest is None:
         return
     try:
-        actions = _actions(newest)
+        actions = actions_of(newest)
         info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
         said = json.loads(info.get(COMMIT_METADATA, "{}"))
     except (ValueError, StopIteration) as error:
@@ -397,10 +391,6 @@ def _check_whole(root: Path) -> None:
             raise DatasetNotWhole(
                 f"{path} is not the file of {file['size']} bytes that log entry {newest} added: {_WAY_OUT}"
             )
-
-
-def _actions(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _partition(name: str) -> Partition:

@@ -26,7 +26,7 @@ from deltalake import DeltaTable
 from polars.io.plugins import register_io_source
 
 from infra.atomic_file import flush
-from infra.dataset import entry_of, open_table
+from infra.dataset import actions_of, entry_of, open_table
 from schemas.errors import Rejected, Retryable
 from streams.ledger import checkpoint
 from streams.ledger.commit import make_durable
@@ -245,7 +245,7 @@ def _commit(root: Path, seen: int, removed: set[str], content: bytes) -> int:
 def _check_unchanged(other: Path, removed: set[str]) -> None:
     """Nobody took one of these files out, or changed what the table is, since it was looked at."""
     try:
-        actions = [json.loads(line) for line in other.read_text().splitlines()]
+        actions = actions_of(other)
     except ValueError as error:
         raise CompactionOvertaken(f"log entry {other} is not whole yet ({error})") from error
     for action in actions:
